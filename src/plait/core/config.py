@@ -1,0 +1,79 @@
+"""Settings that refuse what they do not know.
+
+A `Settings` subclass is frozen, has its defaults as field defaults and nowhere else, and is filled
+from TOML tables. Mistakes become one `ConfigError` that names the source, the key and the nearest
+valid key.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from plait.core.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every settings table: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any], source: str) -> Self:
+        """Build from a table as TOML gives it.
+
+        Raises: ConfigError naming `source`, each wrong key and, if unknown, the nearest valid one.
+        """
+        try:
+            return cls.model_validate(table)
+        except ValidationError as error:
+            problems = [_describe(cls, detail) for detail in error.errors()]
+            raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises: ConfigError if it is missing, not UTF-8 or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """Say which allowed word was probably meant, or list them all."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(sorted(allowed))
+
+
+def _describe(cls: type[BaseModel], detail: Any) -> str:
+    *parents, last = detail["loc"] or ("(table)",)
+    key = ".".join(str(part) for part in detail["loc"]) or "(table)"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {nearest(str(last), _keys_at(cls, parents))}"
+    if detail["type"] == "missing":
+        return f"key {key!r} is required and missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"key {key!r}: {message} (found {detail['input']!r})"
+
+
+def _keys_at(cls: type[BaseModel], parents: list[Any]) -> list[str]:
+    """Return the valid keys of the nested table that `parents` leads to."""
+    for name in parents:
+        field = cls.model_fields.get(name) if isinstance(name, str) else None
+        for candidate in _models_in(field.annotation) if field else ():
+            cls = candidate
+    return list(cls.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

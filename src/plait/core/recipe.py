@@ -1,0 +1,109 @@
+"""Recipes: folders of numbered TOML files, one stage each, run in the order of their numbers.
+
+    recipes/tiny/04_pretrain.toml
+        stage = "pretrain"          # the kind of stage
+        [inputs]
+        blend = "blend"             # the finished folder of stage 03_blend, under the role `blend`
+        ...                         # everything else: the settings of that kind
+
+A stage is called by its file's name without the number (`pretrain`). An input may also be a path
+(anything with a slash), so that a recipe can start from a folder made elsewhere.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plait.core.config import nearest, read_toml
+from plait.core.errors import ConfigError
+
+_FILE_NAME = re.compile(r"(\d+)_([a-z0-9_]+)\.toml")
+
+
+class StageFile(NamedTuple):
+    """One stage of a recipe as its file says it."""
+
+    path: Path
+    name: str
+    """With the number: `04_pretrain`; also the name of its run folder."""
+    key: str
+    """Without the number: `pretrain`; what inputs and overrides call it."""
+    kind: str
+    inputs: dict[str, str]
+    """Role to the key of an earlier stage, or to a path."""
+    table: dict[str, Any]
+    """Settings, not yet checked."""
+
+
+class Recipe(NamedTuple):
+    """A folder of stages in running order."""
+
+    name: str
+    stages: list[StageFile]
+
+
+def read_recipe(directory: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe folder and apply `stage.key=value` overrides.
+
+    Raises: ConfigError for a missing folder, a file that is not `NN_name.toml`, a missing `stage`,
+    an input that names no earlier stage, or an override that names no stage.
+    """
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: no such recipe folder")
+    files = sorted(directory.glob("*.toml"))
+    if not files:
+        raise ConfigError(f"{directory}: holds no NN_stage.toml file")
+    stages: list[StageFile] = []
+    for path in files:
+        stages.append(_read_stage(path, [stage.key for stage in stages]))
+    for override in overrides:
+        _apply(override, stages)
+    return Recipe(directory.resolve().name, stages)
+
+
+def _read_stage(path: Path, earlier: list[str]) -> StageFile:
+    match = _FILE_NAME.fullmatch(path.name)
+    if match is None:
+        raise ConfigError(
+            f"{path}: a stage file is named NN_name.toml, for instance 04_pretrain.toml"
+        )
+    key = match[2]
+    if key in earlier:
+        raise ConfigError(f"{path}: a second stage called {key!r}; give it another name")
+    table = read_toml(path)
+    kind, inputs = table.pop("stage", None), table.pop("inputs", {})
+    if not isinstance(kind, str):
+        raise ConfigError(f'{path}: needs a line such as stage = "pretrain"')
+    if not isinstance(inputs, dict):
+        raise ConfigError(f"{path}: inputs is a table of role = stage")
+    for role, source in inputs.items():
+        if "/" not in str(source) and source not in earlier:
+            hint = nearest(str(source), earlier) if earlier else "this is the first stage"
+            raise ConfigError(f"{path}: input {role!r} names {source!r}, no earlier stage; {hint}")
+    return StageFile(path, path.stem, key, kind, inputs, table)
+
+
+def _apply(override: str, stages: list[StageFile]) -> None:
+    left, equals, right = override.partition("=")
+    key, *parts = left.strip().split(".")
+    if not equals or not parts:
+        raise ConfigError(f"--set {override}: write stage.key=value, as in pretrain.seed=7")
+    by_key = {stage.key: stage for stage in stages}
+    if key not in by_key:
+        raise ConfigError(f"--set {override}: no stage {key!r}; {nearest(key, list(by_key))}")
+    table = by_key[key].table
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {part!r} is not a table")
+    table[parts[-1]] = _toml_value(right.strip())
+
+
+def _toml_value(text: str) -> Any:
+    """Read a value as TOML would; what is not TOML is taken as a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

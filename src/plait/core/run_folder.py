@@ -1,0 +1,191 @@
+"""Run folders: `runs/<recipe>/<NN_stage>/`, one per stage, finished only when its manifest stands.
+
+    settings.json    resolved settings and the digests of the inputs; written first
+    metrics.jsonl    one line per report of a long stage
+    (product)        whatever the stage makes
+    manifest.json    what was made, from what, by which versions; written last, atomically
+
+The fingerprint (stage kind, settings, input digests) decides what happens to a folder that is
+there already: finished under the same fingerprint, it is skipped; unfinished, it is resumed; under
+another fingerprint it is moved to `.old/`, for nothing finished is ever deleted.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from plait.core.artifact import file_digest, write_json
+from plait.core.errors import ConfigError, DataError
+
+# Machine-written or scratch: not part of what a stage makes, so not part of its digest.
+NOT_PRODUCT = {"settings.json", "manifest.json", "metrics.jsonl", "cache", "logs", "checkpoints"}
+VERSIONS_OF = ("plait", "torch", "numpy", "tokenizers", "datatrove")
+
+State = Literal["fresh", "unfinished", "finished"]
+
+
+class RunFolder(NamedTuple):
+    """A stage's folder, its fingerprint and what was found there."""
+
+    path: Path
+    fingerprint: str
+    state: State
+    set_aside: Path | None
+    """Where an earlier folder of other settings went."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of a finished folder."""
+        return read_manifest(self.path)
+
+
+def open_run_folder(
+    path: Path, kind: str, settings: dict[str, Any], inputs: dict[str, Path]
+) -> RunFolder:
+    """Make `path` ready for a stage, without touching finished work of the same fingerprint.
+
+    `inputs` maps roles to finished run folders, or to any other folder or file.
+    """
+    origin = {
+        "stage": kind,
+        "settings": settings,
+        "inputs": {role: input_digest(folder) for role, folder in sorted(inputs.items())},
+    }
+    fingerprint = _digest_json(origin)
+    set_aside = None
+    found = _read_json(path / "settings.json")
+    if path.exists() and (found is None or found.get("fingerprint") != fingerprint):
+        set_aside = _move_aside(path, found)
+    state: State = "fresh"
+    if path.exists():
+        state = "finished" if _read_json(path / "manifest.json") else "unfinished"
+    else:
+        path.mkdir(parents=True)
+        write_json(path / "settings.json", {"fingerprint": fingerprint, **origin})
+    return RunFolder(path, fingerprint, state, set_aside)
+
+
+def finish_run_folder(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Write the manifest: `facts` (metrics, wall time, seeds), versions and product hashes."""
+    product = {
+        str(file.relative_to(folder.path)): file_digest(file) for file in _product(folder.path)
+    }
+    manifest = {
+        "fingerprint": folder.fingerprint,
+        **facts,
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "product": product,
+        "digest": _digest_json(product),
+    }
+    write_json(folder.path / "manifest.json", manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a finished run folder.
+
+    Raises: DataError if the folder is not finished.
+    """
+    manifest = _read_json(path / "manifest.json")
+    if manifest is None:
+        raise DataError(
+            f"{path}: not finished (no manifest.json); run its recipe again to resume it"
+        )
+    return manifest
+
+
+def input_digest(path: Path) -> str:
+    """Digest what a stage reads: by manifest for run folders, by content for other paths.
+
+    Raises: ConfigError if there is nothing at `path`.
+    """
+    manifest = _read_json(path / "manifest.json")
+    if manifest is not None:
+        return manifest["digest"]
+    if path.is_file():
+        return file_digest(path)
+    if path.is_dir():
+        return _digest_json(
+            {str(file.relative_to(path)): file_digest(file) for file in _product(path)}
+        )
+    raise ConfigError(f"{path}: input does not exist")
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a run directory alone; the lock goes with the process, however it ends.
+
+    Raises: ConfigError if another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{directory}: another plait run works here; wait for it or choose another --out"
+            ) from None
+        yield
+
+
+def _product(path: Path) -> Iterator[Path]:
+    for entry in sorted(path.iterdir()):
+        if entry.name in NOT_PRODUCT or entry.name.startswith("."):
+            continue
+        yield from (
+            (entry,) if entry.is_file() else sorted(f for f in entry.rglob("*") if f.is_file())
+        )
+
+
+def _move_aside(path: Path, found: dict[str, Any] | None) -> Path:
+    old = path.parent / ".old"
+    old.mkdir(exist_ok=True)
+    label = (found or {}).get("fingerprint", "unknown")[:8]
+    target, copy = old / f"{path.name}-{label}", 1
+    while target.exists():
+        copy += 1
+        target = old / f"{path.name}-{label}.{copy}"
+    return path.rename(target)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _digest_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the source tree, `-dirty` if changed; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    here = Path(__file__).parent
+    try:
+        return subprocess.run(
+            command, cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
