@@ -32,6 +32,8 @@ class Settings(BaseModel):
         except ValidationError as error:
             problems = [_describe(cls, detail) for detail in error.errors()]
             raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
