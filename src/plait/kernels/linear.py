@@ -1,0 +1,14 @@
+"""Linear maps whose weights may be kept wider than the activations."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def linear(
+    x: Float[Tensor, "*batch D"],
+    weight: Float[Tensor, "F D"],
+    bias: Float[Tensor, " F"] | None = None,
+) -> Float[Tensor, "*batch F"]:
+    """Multiply by a weight cast to the activations' dtype."""
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
