@@ -9,11 +9,13 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plait.core.errors import ConfigError
+
+Table = TypeVar("Table", bound="Settings")
 
 
 class Settings(BaseModel):
@@ -22,7 +24,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
-    def parse(cls, table: Mapping[str, Any], source: str) -> Self:
+    def parse(cls: type[Table], table: Mapping[str, Any], source: str) -> Table:
         """Build from a table as TOML gives it.
 
         Raises: ConfigError naming `source`, each wrong key and, if unknown, the nearest valid one.

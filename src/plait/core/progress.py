@@ -16,10 +16,10 @@ class Progress:
     `total` may be None when unknown. `advance(n, note)` adds n units; `note` is shown at the end.
     """
 
-    def __init__(self, description: str, total: float | None = None, unit: str = "it") -> None:
+    def __init__(self, description: str, total: int | None = None, unit: str = "it") -> None:
         self.description, self.total, self.unit = description, total, unit
-        self.done = 0.0
-        self.resumed_at = 0.0
+        self.done = 0
+        self.resumed_at = 0
         self.started = time.monotonic()
         self._last_line = self.started
         self._bar = _RichBar(self) if sys.stderr.isatty() else None
@@ -30,7 +30,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def resume(self, done: float) -> None:
+    def resume(self, done: int) -> None:
         """Start counting from work that an earlier run finished; it does not enter the rate."""
         self.done = self.resumed_at = done
 
@@ -50,7 +50,7 @@ class Progress:
             text += f", ETA {_clock((self.total - self.done) / rate)}"
         return f"{text}  {note}".rstrip()
 
-    def advance(self, amount: float = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1, note: str = "") -> None:
         """Add finished work and show it."""
         self.done += amount
         now = time.monotonic()
@@ -69,7 +69,7 @@ class Progress:
 
 
 def track(
-    items: Iterable[Item], description: str, total: float | None = None, unit: str = "it"
+    items: Iterable[Item], description: str, total: int | None = None, unit: str = "it"
 ) -> Iterator[Item]:
     """Yield the items while showing progress."""
     if total is None and hasattr(items, "__len__"):

@@ -1,0 +1,84 @@
+"""The `plait` command: one verb per job, each with its own short file.
+
+Nothing heavy is imported before a verb is chosen, so that `plait --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plait.core.errors import ConfigError, PlaitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Nemotron Nano 2 end to end: data, hybrid model, training, alignment, engine.",
+)
+
+EXIT_INTERRUPTED = 130
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe folder, for instance recipes/tiny.")],
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Override one setting."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+) -> None:
+    """Run a recipe's stages in order; finished ones are skipped, unfinished ones resume."""
+    from plait.cli.run import run_recipe
+
+    run_recipe(recipe, out, overrides or [], until)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Model directory, run folder or hub id.")],
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens per answer.")] = 1024,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 0.95,
+) -> None:
+    """Talk to a model in the terminal."""
+    from plait.cli.chat import chat as start_chat
+
+    start_chat(model, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Preset, model directory, run folder or hub id.")],
+) -> None:
+    """Show a model's shape, parameters and memory, without loading its weights."""
+    from plait.cli.info import show
+
+    show(model)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A recipe's run folder, for instance runs/tiny.")],
+) -> None:
+    """Write report.html again from the run's files."""
+    from plait.eval.report import write_report
+
+    typer.echo(f"report: {write_report(run)}")
+
+
+def main() -> None:
+    """Run the command line; users' mistakes end in one sentence, not in a traceback."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except PlaitError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(EXIT_INTERRUPTED)

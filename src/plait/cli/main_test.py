@@ -1,0 +1,53 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLAIT = str(Path(sys.executable).with_name("plait"))
+
+
+def plait(*arguments, **options):
+    return subprocess.run(
+        [PLAIT, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_help_lists_the_verbs():
+    result = plait("--help")
+    assert result.returncode == 0
+    for verb in ("run", "chat", "info", "report"):
+        assert verb in result.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, plait, plait.cli.main;"
+        "print([name for name in ('torch', 'transformers', 'datatrove', 'numpy', 'matplotlib')"
+        " if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("run", "nowhere"), 2, "error: nowhere: no such recipe folder"),
+        (("info", "nano-9b-v3"), 2, "nano-9b-v2"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(arguments, code, message, tmp_path):
+    result = plait(*arguments, cwd=tmp_path)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_info_prints_exact_counts():
+    result = plait("info", "nano-9b-v2")
+    assert result.returncode == 0
+    assert "8,888,227,328" in result.stdout

@@ -1,0 +1,147 @@
+"""`plait run`: a recipe from first stage to report.
+
+This is where rooms are wired: a stage kind is a module with a settings class and
+`run(settings, inputs, out) -> metrics`. Everything is checked before the first stage starts.
+"""
+
+import importlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from plait.core.artifact import write_json
+from plait.core.config import Settings, nearest
+from plait.core.errors import ConfigError
+from plait.core.recipe import Recipe, StageFile, read_recipe
+from plait.core.run_folder import (
+    exclusive,
+    finish_run_folder,
+    open_run_folder,
+    read_manifest,
+)
+
+STAGES = {
+    "curate": ("plait.data.curate", "CurateSettings"),
+    "tokenizer": ("plait.data.train_tokenizer", "TokenizerSettings"),
+    "blend": ("plait.data.blend", "BlendSettings"),
+    "pretrain": ("plait.train.pretrain", "PretrainSettings"),
+    "sft": ("plait.align.sft_stage", "SftSettings"),
+    "eval": ("plait.eval.stage", "EvalSettings"),
+}
+
+
+class Stage(NamedTuple):
+    """A stage file with its settings checked and its module found."""
+
+    file: StageFile
+    settings: Settings
+    module: Any
+
+
+def check_recipe(recipe: Recipe) -> list[Stage]:
+    """Check every stage's kind and settings.
+
+    Raises: ConfigError naming file and key.
+    """
+    checked = []
+    for file in recipe.stages:
+        if file.kind not in STAGES:
+            raise ConfigError(
+                f"{file.path}: no stage kind {file.kind!r}; {nearest(file.kind, list(STAGES))}"
+            )
+        module_name, class_name = STAGES[file.kind]
+        module = importlib.import_module(module_name)
+        settings = getattr(module, class_name).parse(file.table, str(file.path))
+        checked.append(Stage(file, settings, module))
+    return checked
+
+
+def run_recipe(directory: Path, out: Path, overrides: Sequence[str], until: str | None) -> None:
+    """Run the stages of a recipe folder, then write summary.json and report.html."""
+    recipe = read_recipe(directory, overrides)
+    stages = check_recipe(recipe)
+    names = [stage.file.key for stage in stages]
+    if until is not None and until not in names:
+        raise ConfigError(f"--until {until}: no such stage; {nearest(until, names)}")
+    run_directory = out / recipe.name
+    with exclusive(run_directory):
+        folders: dict[str, Path] = {}
+        for stage in stages:
+            folders[stage.file.key] = _run_stage(stage, run_directory, folders)
+            if stage.file.key == until:
+                break
+        finish(run_directory, folders)
+
+
+def finish(run_directory: Path, folders: dict[str, Path]) -> None:
+    """Write summary.json and report.html, and say where everything is."""
+    from plait.eval.report import write_report
+
+    summary = summarise(folders)
+    write_json(run_directory / "summary.json", summary)
+    page = write_report(run_directory)
+    width = max(len(key) for key in summary)
+    for key, value in summary.items():
+        if key.startswith(("eval.", "run.")):
+            typer.echo(f"  {key:<{width}}  {value:,.4g}")
+    typer.echo(f"summary: {run_directory / 'summary.json'}")
+    typer.echo(f"report:  {page}")
+    models = [folder for folder in folders.values() if (folder / "model" / "config.json").exists()]
+    if models:
+        typer.echo(f"next:    plait chat {models[-1]}")
+
+
+def summarise(folders: dict[str, Path]) -> dict[str, float]:
+    """Collect every finished stage's metrics under `<stage>.<metric>`, and the run's own.
+
+    `run.wall_s` counts each stage's last, finishing run; `run.peak_memory_gib` is the largest
+    resident size of the process or one of its children during them.
+    """
+    summary: dict[str, float] = {}
+    wall_s = peak_gib = 0.0
+    for key, folder in folders.items():
+        manifest = read_manifest(folder)
+        wall_s += manifest["wall_s"]
+        peak_gib = max(peak_gib, manifest["peak_memory_gib"])
+        summary |= {f"{key}.{name}": value for name, value in manifest["metrics"].items()}
+    return summary | {"run.wall_s": wall_s, "run.peak_memory_gib": peak_gib}
+
+
+def _run_stage(stage: Stage, run_directory: Path, folders: dict[str, Path]) -> Path:
+    file = stage.file
+    inputs = {
+        role: folders[source] if source in folders else Path(source)
+        for role, source in file.inputs.items()
+    }
+    settings = json.loads(stage.settings.model_dump_json())
+    folder = open_run_folder(run_directory / file.name, file.kind, settings, inputs)
+    if folder.set_aside is not None:
+        typer.echo(
+            f"{file.name}: settings or inputs changed; earlier folder kept as {folder.set_aside}"
+        )
+    if folder.state == "finished":
+        typer.echo(f"{file.name}: finished before, unchanged")
+        return folder.path
+    typer.echo(f"{file.name}: {'resuming' if folder.state == 'unfinished' else 'starting'}")
+    started = time.monotonic()
+    metrics = stage.module.run(stage.settings, inputs, folder.path)
+    wall_s = time.monotonic() - started
+    facts = {"metrics": metrics, "wall_s": wall_s, "peak_memory_gib": _peak_memory_gib()}
+    finish_run_folder(folder, facts)
+    typer.echo(f"{file.name}: done in {wall_s:,.0f} s -> {folder.path}")
+    return folder.path
+
+
+def _peak_memory_gib() -> float:
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    # Linux counts in KiB, macOS in bytes.
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

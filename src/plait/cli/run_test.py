@@ -1,0 +1,96 @@
+"""The runner against stand-in stages: order, skipping, resuming, and errors before work starts."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from plait.cli import run as module
+from plait.cli.run import check_recipe, run_recipe
+from plait.core.config import Settings
+from plait.core.errors import ConfigError, DataError
+from plait.core.recipe import read_recipe
+
+
+class WriteSettings(Settings):
+    text: str = "hello"
+    fail: bool = False
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Register one stage kind, `write`: it joins its inputs' files with its own text."""
+    seen = []
+
+    def run(settings, inputs, out):
+        seen.append(out.name)
+        if settings.fail:
+            (out / "half").write_text("work")
+            raise DataError("stop here")
+        parts = [(folder / "text").read_text() for folder in inputs.values()]
+        (out / "text").write_text("".join([*parts, settings.text]))
+        return {"length": float(len(settings.text))}
+
+    stage = types.ModuleType("stand_in_stage")
+    stage.WriteSettings, stage.run = WriteSettings, run
+    monkeypatch.setitem(sys.modules, "stand_in_stage", stage)
+    monkeypatch.setattr(module, "STAGES", {"write": ("stand_in_stage", "WriteSettings")})
+    recipe = tmp_path / "demo"
+    recipe.mkdir()
+    (recipe / "01_one.toml").write_text('stage = "write"\ntext = "a"\n')
+    (recipe / "02_two.toml").write_text('stage = "write"\ntext = "b"\n[inputs]\nx = "one"\n')
+    return seen
+
+
+def test_stages_run_once_and_then_are_skipped(calls, tmp_path):
+    for _ in range(2):
+        run_recipe(tmp_path / "demo", tmp_path / "runs", [], None)
+    assert calls == ["01_one", "02_two"]
+    assert (tmp_path / "runs/demo/02_two/text").read_text() == "ab"
+    summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
+    assert summary["two.length"] == 1.0
+    assert summary["run.peak_memory_gib"] > 0.01
+    assert (tmp_path / "runs/demo/report.html").exists()
+
+
+def test_a_changed_setting_reruns_the_stage_and_what_reads_it(calls, tmp_path):
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [], None)
+    run_recipe(tmp_path / "demo", tmp_path / "runs", ["one.text=c"], None)
+    assert calls == ["01_one", "02_two"] * 2
+    assert (tmp_path / "runs/demo/02_two/text").read_text() == "cb"
+    assert len(list((tmp_path / "runs/demo/.old").iterdir())) == 2
+
+
+def test_a_failed_stage_is_resumed_and_earlier_ones_are_kept(calls, tmp_path):
+    with pytest.raises(DataError, match="stop here"):
+        run_recipe(tmp_path / "demo", tmp_path / "runs", ["two.fail=true"], None)
+    with pytest.raises(DataError):
+        run_recipe(tmp_path / "demo", tmp_path / "runs", ["two.fail=true"], None)
+    assert calls == ["01_one", "02_two", "02_two"]
+    assert (tmp_path / "runs/demo/02_two/half").read_text() == "work"
+
+
+def test_until_stops_after_a_stage(calls, tmp_path):
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [], "one")
+    assert calls == ["01_one"]
+    with pytest.raises(ConfigError, match=r"--until tow: no such stage; did you mean 'two'"):
+        run_recipe(tmp_path / "demo", tmp_path / "runs", [], "tow")
+
+
+def test_a_mistake_in_the_last_stage_stops_before_the_first(calls, tmp_path):
+    for override, message in [
+        ("two.txt=1", r"02_two\.toml: unknown key 'txt'; did you mean 'text'"),
+        ("two.fail=5", r"02_two\.toml: key 'fail'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(tmp_path / "demo", tmp_path / "runs", [override], None)
+    (tmp_path / "demo" / "03_three.toml").write_text('stage = "wirte"\n')
+    with pytest.raises(ConfigError, match=r"03_three\.toml: no stage kind 'wirte'.*'write'"):
+        run_recipe(tmp_path / "demo", tmp_path / "runs", [], None)
+    assert calls == []
+
+
+def test_checked_stages_carry_resolved_settings(calls, tmp_path):
+    one, two = check_recipe(read_recipe(tmp_path / "demo"))
+    assert (one.settings.text, two.settings.text, one.settings.fail) == ("a", "b", False)

@@ -1,0 +1,41 @@
+import pytest
+
+from plait.core.artifact import atomic_directory, write_atomic, write_json
+
+
+def test_write_replaces_whole_files(tmp_path):
+    target = tmp_path / "deep" / "a.json"
+    write_json(target, {"ü": 1})
+    write_json(target, {"ü": 2})
+    assert target.read_text() == '{\n  "ü": 2\n}\n'
+    assert [path.name for path in target.parent.iterdir()] == ["a.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a"
+    write_atomic(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(target, "\ud800")
+    assert target.read_text() == "old"
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "model"
+
+    def build(text, fail=False):
+        with atomic_directory(target) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "file").write_text(text)
+            if fail:
+                raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        build("half", fail=True)
+    assert not target.exists()
+    build("one")
+    with pytest.raises(RuntimeError):
+        build("half", fail=True)
+    assert (target / "sub" / "file").read_text() == "one"
+    build("two")
+    assert (target / "sub" / "file").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

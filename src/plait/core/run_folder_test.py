@@ -1,0 +1,107 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from plait.core.errors import ConfigError, DataError
+from plait.core.run_folder import (
+    exclusive,
+    finish_run_folder,
+    input_digest,
+    open_run_folder,
+    read_manifest,
+)
+
+
+def make(path, settings=None, inputs=None, text="made"):
+    folder = open_run_folder(path, "demo", settings or {"a": 1}, inputs or {})
+    if folder.state != "finished":
+        (path / "product.txt").write_text(text)
+        finish_run_folder(folder, {"metrics": {}})
+    return folder
+
+
+def test_a_folder_is_fresh_then_finished_and_skipped(tmp_path):
+    assert make(tmp_path / "01").state == "fresh"
+    assert make(tmp_path / "01").state == "finished"
+
+
+def test_without_a_manifest_it_is_resumed_in_place(tmp_path):
+    first = open_run_folder(tmp_path / "01", "demo", {"a": 1}, {})
+    (first.path / "half").write_text("work")
+    again = open_run_folder(tmp_path / "01", "demo", {"a": 1}, {})
+    assert again.state == "unfinished"
+    assert (again.path / "half").read_text() == "work"
+
+
+@pytest.mark.parametrize("name", ["settings.json", "manifest.json"])
+def test_half_written_bookkeeping_never_counts_as_finished(tmp_path, name):
+    make(tmp_path / "01")
+    whole = (tmp_path / "01" / name).read_text()
+    (tmp_path / "01" / name).write_text(whole[: len(whole) // 2])
+    assert open_run_folder(tmp_path / "01", "demo", {"a": 1}, {}).state != "finished"
+
+
+def test_other_settings_set_the_old_folder_aside(tmp_path):
+    make(tmp_path / "01", text="first")
+    changed = make(tmp_path / "01", {"a": 2})
+    assert changed.state == "fresh"
+    assert changed.set_aside is not None
+    assert (changed.set_aside / "product.txt").read_text() == "first"
+    assert make(tmp_path / "01", {"a": 1}).set_aside != changed.set_aside
+
+
+def test_a_changed_input_changes_the_fingerprint(tmp_path):
+    one, two = tmp_path / "in", tmp_path / "02"
+    make(one, text="x")
+    assert make(two, inputs={"d": one}).state == "fresh"
+    assert make(two, inputs={"d": one}).state == "finished"
+    make(one, {"a": 9}, text="y")
+    assert make(two, inputs={"d": one}).state == "fresh"
+
+
+def test_the_digest_ignores_timings_and_scratch(tmp_path):
+    digests = []
+    for name in ("a", "b"):
+        folder = open_run_folder(tmp_path / name, "demo", {}, {})
+        (folder.path / "product.txt").write_text("same")
+        (folder.path / "metrics.jsonl").write_text(name)
+        (folder.path / "logs").mkdir()
+        (folder.path / "logs" / "log").write_text(name)
+        finish_run_folder(folder, {"metrics": {}, "wall_s": len(digests)})
+        digests.append(read_manifest(folder.path)["digest"])
+    assert digests[0] == digests[1]
+
+
+def test_inputs_from_elsewhere_are_hashed_by_content(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("1")
+    before = input_digest(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("2")
+    assert input_digest(tmp_path / "model") != before
+    with pytest.raises(ConfigError, match="does not exist"):
+        input_digest(tmp_path / "none")
+
+
+def test_manifest_names_versions_and_product(tmp_path):
+    make(tmp_path / "01")
+    manifest = json.loads((tmp_path / "01" / "manifest.json").read_text())
+    assert manifest["versions"]["torch"]
+    assert list(manifest["product"]) == ["product.txt"]
+    with pytest.raises(DataError, match="not finished"):
+        read_manifest(tmp_path)
+
+
+def test_two_runs_never_share_a_directory(tmp_path):
+    code = f"""
+from pathlib import Path
+from plait.core.run_folder import exclusive
+with exclusive(Path({str(tmp_path)!r})):
+    pass
+"""
+    command = [sys.executable, "-c", code]
+    with exclusive(tmp_path):
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "another plait run" in refused.stderr
+    subprocess.run(command, check=True)
