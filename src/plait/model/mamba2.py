@@ -1,0 +1,111 @@
+"""The Mamba-2 mixer, letter `M`.
+
+    z, xBC, dt = split(W_in u)                    rows of W_in in this order
+    x, B, C = split(silu(conv(xBC)))              causal and depthwise, over x, B and C alike
+    dt = clamp(softplus(dt + dt_bias));  A = -exp(A_log)
+    h <- exp(dt A) h + dt x B^T;  y = h C + D x   per head; head j reads group j // (H / G)
+    out = W_out norm(y * silu(z))                 RMS over each of the G groups, after the gate
+
+Source: arXiv 2405.21060; layout and parameter names of the released Nemotron-H checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from plait.kernels.conv import causal_conv, conv_step
+from plait.kernels.gated_norm import gated_rms_norm
+from plait.kernels.ssd import ssd_scan
+from plait.kernels.state_step import ssd_step
+from plait.model.layers import Linear, RMSNorm, at_least_float32
+from plait.model.spec import ModelSpec
+from plait.model.state import ForwardContext
+
+
+class DepthwiseConv(nn.Module):
+    """Weights of the causal depthwise convolution; tap W - 1 meets the current token."""
+
+    def __init__(
+        self, spec: ModelSpec, dtype: torch.dtype, device: torch.device | str | None
+    ) -> None:
+        super().__init__()
+        shape = (spec.conv_dim, 1, spec.conv_kernel)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+        self.bias = (
+            nn.Parameter(torch.empty(spec.conv_dim, dtype=dtype, device=device))
+            if spec.use_conv_bias
+            else None
+        )
+
+
+class Mamba2(nn.Module):
+    """Mix tokens through a convolution and a selective state space; memory does not grow."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        ordinal: int,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.ordinal = ordinal
+        """Which Mamba layer this is: its place in the lists of the state."""
+        self.in_proj = Linear(
+            spec.hidden_size, spec.in_proj_dim, spec.use_bias, dtype=dtype, device=device
+        )
+        self.conv1d = DepthwiseConv(spec, dtype, device)
+        heads = spec.mamba_num_heads
+        self.A_log = nn.Parameter(torch.empty(heads, dtype=dtype, device=device))
+        self.D = nn.Parameter(torch.empty(heads, dtype=dtype, device=device))
+        self.dt_bias = nn.Parameter(torch.empty(heads, dtype=dtype, device=device))
+        self.norm = RMSNorm(spec.d_inner, spec.norm_eps, dtype, device)
+        self.out_proj = Linear(
+            spec.d_inner, spec.hidden_size, spec.use_bias, dtype=dtype, device=device
+        )
+
+    def forward(self, u: Float[Tensor, "B T D"], context: ForwardContext) -> Float[Tensor, "B T D"]:
+        """Return the mixed tokens in u.dtype; dt, A and the scan run in at least float32."""
+        spec = self.spec
+        z, xbc, dt = self.in_proj(u).split([spec.d_inner, spec.conv_dim, spec.mamba_num_heads], -1)
+        dt = at_least_float32(dt)
+        dt = F.softplus(dt + self.dt_bias.to(dt.dtype))
+        low, high = spec.time_step_limit
+        if low > 0.0 or high < float("inf"):
+            dt = dt.clamp(low, high)
+        mix = self._step if context.is_single_step else self._scan
+        y = mix(xbc, dt, -self.A_log.to(dt.dtype).exp(), context)
+        y = gated_rms_norm(y.flatten(-2), z, self.norm.weight, self.norm.eps, spec.num_groups)
+        return self.out_proj(y)
+
+    def _scan(self, xbc: Tensor, dt: Tensor, A: Tensor, context: ForwardContext) -> Tensor:
+        """Run any number of tokens: (B, T, conv_dim) -> (B, T, H, P)."""
+        state, cu_seqlens = context.state, context.cu_seqlens
+        conv_state = state.conv[self.ordinal] if state else None
+        ssm_state = state.ssm[self.ordinal] if state else None
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        xbc, last = causal_conv(xbc, weight, bias, initial_state=conv_state, cu_seqlens=cu_seqlens)
+        x, B, C = self._split_heads(xbc)
+        y, final = ssd_scan(x, dt, A, B, C, self.D, initial_state=ssm_state, cu_seqlens=cu_seqlens)
+        if conv_state is not None and ssm_state is not None:
+            conv_state.copy_(last)
+            ssm_state.copy_(final)
+        return y
+
+    def _step(self, xbc: Tensor, dt: Tensor, A: Tensor, context: ForwardContext) -> Tensor:
+        """Run one token per row through the state: (B, 1, conv_dim) -> (B, 1, H, P)."""
+        assert context.state is not None
+        conv_state, ssm_state = context.state.conv[self.ordinal], context.state.ssm[self.ordinal]
+        xbc = conv_step(xbc[:, 0], conv_state, self.conv1d.weight[:, 0], self.conv1d.bias)
+        x, B, C = self._split_heads(xbc)
+        return ssd_step(x, dt[:, 0], A, B, C, self.D, ssm_state)[:, None]
+
+    def _split_heads(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x (..., H, P), B (..., G, N) and C (..., G, N)."""
+        spec = self.spec
+        group_width = spec.num_groups * spec.state_size
+        x, B, C = xbc.split([spec.d_inner, group_width, group_width], -1)
+        heads, groups = (-1, spec.mamba_head_dim), (-1, spec.state_size)
+        return x.unflatten(-1, heads), B.unflatten(-1, groups), C.unflatten(-1, groups)
