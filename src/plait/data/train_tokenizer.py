@@ -1,0 +1,164 @@
+"""Train the byte-level BPE tokenizer of a recipe on its documents.
+
+Ids are laid out as in the released tokenizer: `<unk>`, `<s>`, `</s>`, the reserved `<SPECIAL_3>`
+and following, then the 256 bytes, then merges in the order they were learnt. Text is split before
+merging by a Tekken-style pattern under which every digit is its own token.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from plait.core.config import Settings
+from plait.core.errors import ConfigError, DataError
+from plait.core.progress import track
+from plait.data.chat import nano_template
+from plait.data.documents import document_files, read_documents
+from plait.data.tokenizer import END_OF_TURN, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Mistral's Tekken pattern: words split at a change of case, single digits, runs of signs, white
+# space.
+SPLIT_PATTERN = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+
+# What the chat template prints between contents, to be learnt as few tokens.
+_CHAT_TEXT = (
+    "System\n\nUser\n \nAssistant\n<think>\n \n</think>\n\n",
+    "User\n \nAssistant\n<think></think> \n",
+    "<AVAILABLE_TOOLS>[{ }]</AVAILABLE_TOOLS>\n\n<TOOLCALL>[{ }]</TOOLCALL>\n"
+    "User\n<TOOL_RESPONSE>[ ]</TOOL_RESPONSE>\n",
+)
+
+
+class TokenizerSettings(Settings):
+    """Settings of the stage `tokenizer`."""
+
+    vocab_size: int = 131_072
+    """Ids in all: special tokens, 256 bytes, merges. Source: model cards."""
+    num_special_tokens: int = 1_000
+    """Reserved ids at the front, `<unk>`, `<s>`, `</s>` included; at least 13. Our choice."""
+    characters_per_category: int = 100_000_000
+    """Text read from each category, spread evenly over its documents. Our choice."""
+    chat_share: float = 0.01
+    """Share of template text in the training text, so that its words become short. Our choice."""
+
+
+def run(settings: TokenizerSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
+    """Train on `inputs["documents"]`/documents/train and write a tokenizer directory to `out`.
+
+    Raises: ConfigError if the vocabulary is too small; DataError if there is no text.
+    """
+    files = document_files(inputs["documents"], "train")
+    sizes = {name: _count_characters(file) for name, file in files.items()}
+    if not sum(sizes.values()):
+        raise DataError(f"{inputs['documents']}: the training documents hold no text")
+    budget = settings.characters_per_category
+    sampled = sum(min(size, budget) for size in sizes.values())
+    texts = itertools.chain(
+        _chat_texts(int(sampled * settings.chat_share)),
+        *(sample_text(files[name], sizes[name], budget) for name in files),
+    )
+    tokenizer = train_tokenizer(
+        track(texts, "tokenizer", unit="documents"),
+        vocab_size=settings.vocab_size,
+        num_special_tokens=settings.num_special_tokens,
+    )
+    tokenizer.save(out)
+    return {
+        "tokenizer.vocab_size": float(tokenizer.vocab_size),
+        "tokenizer.characters": float(sampled),
+    }
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, num_special_tokens: int = 16
+) -> Tokenizer:
+    """Train a tokenizer with the special tokens and chat template of Nemotron Nano 2.
+
+    The vocabulary comes out smaller than asked, with a warning, when the texts hold too few pairs.
+    Deterministic: the same texts give the same tokenizer.
+    Raises: ConfigError if `vocab_size` leaves no room for special tokens and bytes.
+    """
+    if num_special_tokens < 13:
+        raise ConfigError(
+            f"num_special_tokens = {num_special_tokens} is too small: the chat template needs "
+            f"{END_OF_TURN}, so at least 13"
+        )
+    if vocab_size < num_special_tokens + 256:
+        raise ConfigError(
+            f"vocab_size = {vocab_size} is too small: {num_special_tokens} special tokens "
+            f"+ 256 bytes = {num_special_tokens + 256} at least"
+        )
+    special = ["<unk>", "<s>", "</s>"]
+    special += [f"<SPECIAL_{id_}>" for id_ in range(3, num_special_tokens)]
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(text, normalized=False, special=True) for text in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() < vocab_size:
+        logger.warning(
+            "the texts gave only %d of %d vocabulary entries", backend.get_vocab_size(), vocab_size
+        )
+    named = {
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": END_OF_TURN,
+    }
+    return Tokenizer(backend, named, nano_template())
+
+
+def sample_text(file: Path, num_characters: int, budget: int) -> Iterator[str]:
+    """Yield documents evenly spread over a file until `budget` characters are spent.
+
+    `num_characters` is the length of all documents together. A document that begins a new unit of
+    budget is taken; the last one is cut.
+    """
+    share = min(1.0, budget / max(num_characters, 1))
+    seen = spent = 0
+    for document in read_documents(file):
+        text = document["text"]
+        seen += len(text)
+        if spent < int(seen * share):
+            text = text[: budget - spent]
+            spent += len(text)
+            yield text
+
+
+def _count_characters(file: Path) -> int:
+    return sum(len(document["text"]) for document in read_documents(file))
+
+
+def _chat_texts(num_characters: int) -> Iterator[str]:
+    spent = 0
+    for text in itertools.cycle(_CHAT_TEXT):
+        if spent >= num_characters:
+            return
+        spent += len(text)
+        yield text
