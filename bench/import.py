@@ -1,6 +1,7 @@
 """How long a user waits for `import plait` and `plait --help`, beyond Python's own start.
 
-Each command runs as a process of its own, interleaved; medians. Targets: import < 1.5 s, help < 1 s.
+Each command runs as a process of its own, interleaved; medians.
+Targets: import < 1.5 s, help < 1 s.
 
     .venv/bin/python bench/import.py
 """
