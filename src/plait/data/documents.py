@@ -36,4 +36,14 @@ def read_documents(file: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{file}, line {number}: not a JSON document: {error}") from None
             if not isinstance(document, dict) or not isinstance(document.get("text"), str):
                 raise DataError(f"{file}, line {number}: a document needs a text field")
+            if b"\\ud" in line and not _is_unicode(document["text"]):
+                raise DataError(f"{file}, line {number}: half of a surrogate pair in the text")
             yield document
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

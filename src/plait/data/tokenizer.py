@@ -95,8 +95,8 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        """One more than the highest id, special tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
@@ -134,7 +134,7 @@ class Tokenizer:
         if not isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel):
             raise DataError("the tokenizer is not byte-level: bytes of single tokens are unknown")
         added = self._backend.get_added_tokens_decoder()
-        table = [b""] * (max(self._backend.get_vocab(with_added_tokens=True).values()) + 1)
+        table = [b""] * self.vocab_size
         for text, id_ in self._backend.get_vocab(with_added_tokens=False).items():
             table[id_] = (
                 bytes(map(_BYTE_OF_CHARACTER.__getitem__, text)) if id_ not in added else b""
