@@ -1,0 +1,113 @@
+"""What a model costs, from its shape alone: parameters, FLOPs and bytes.
+
+Nothing here builds a model or needs torch. FLOPs are those of the mathematics (a multiply and an
+add count as two), not of an implementation that recomputes or works in chunks.
+"""
+
+from typing import NamedTuple
+
+from plait.model.spec import ModelSpec
+
+MIB = 2**20
+GIB = 2**30
+
+
+def flops_per_token(spec: ModelSpec, context_tokens: float) -> float:
+    """Return forward FLOPs of one token that attends to `context_tokens` tokens, itself included.
+
+    matrices 2 * weights;  attention 4 Hq E context;  convolution 2 W conv_dim;  scan 5 H P N
+    (decay, outer product, add, times C, sum). Norms and activations are left out; the output head
+    is counted, the embedding look-up is free.
+    """
+    width = spec.hidden_size
+    query_width = spec.num_attention_heads * spec.attention_head_dim
+    key_width = spec.num_key_value_heads * spec.attention_head_dim
+    mamba = (
+        2 * width * (spec.in_proj_dim + spec.d_inner)
+        + 2 * spec.conv_kernel * spec.conv_dim
+        + 5 * spec.d_inner * spec.state_size
+    )
+    attention = 2 * width * (2 * query_width + 2 * key_width) + 4 * query_width * context_tokens
+    feed_forward = 4 * width * spec.intermediate_size
+    return (
+        spec.num_mamba_layers * mamba
+        + spec.num_attention_layers * attention
+        + spec.num_feed_forward_layers * feed_forward
+        + 2 * width * spec.vocab_size
+    )
+
+
+def training_flops_per_token(spec: ModelSpec, sequence_tokens: int) -> float:
+    """Return forward and backward FLOPs per token of sequences of this length: three forwards.
+
+    The mean causal context is (sequence_tokens + 1) / 2. For short sequences this is the usual
+    6 * parameters, without the embedding.
+    """
+    return 3 * flops_per_token(spec, (sequence_tokens + 1) / 2)
+
+
+def kv_bytes_per_token(spec: ModelSpec, bytes_per_value: int = 2) -> int:
+    """Return bytes of keys and values that one token of context adds."""
+    row = spec.num_key_value_heads * spec.attention_head_dim
+    return spec.num_attention_layers * 2 * row * bytes_per_value
+
+
+def ssm_bytes_per_sequence(spec: ModelSpec, bytes_per_value: int = 4) -> int:
+    """Return bytes of SSM state of one sequence, whatever its length; float32 by default."""
+    return spec.num_mamba_layers * spec.d_inner * spec.state_size * bytes_per_value
+
+
+def conv_bytes_per_sequence(spec: ModelSpec, bytes_per_value: int = 2) -> int:
+    """Return bytes of convolution state of one sequence."""
+    return spec.num_mamba_layers * spec.conv_dim * (spec.conv_kernel - 1) * bytes_per_value
+
+
+class Row(NamedTuple):
+    """One line of a description."""
+
+    label: str
+    value: str
+
+
+def describe(spec: ModelSpec) -> list[Row]:
+    """Return the facts of a shape as labelled text, in reading order."""
+    mixers = (
+        f"{spec.num_layers} = {spec.num_mamba_layers} Mamba-2 + {spec.num_feed_forward_layers} "
+        f"feed-forward + {spec.num_attention_layers} attention"
+    )
+    kv_bytes = kv_bytes_per_token(spec)
+    fixed_bytes = ssm_bytes_per_sequence(spec) + conv_bytes_per_sequence(spec)
+    rows = [
+        Row("parameters", f"{spec.num_parameters:,}"),
+        Row("layers", mixers),
+        Row("pattern", spec.pattern),
+        Row("hidden size", f"{spec.hidden_size:,}"),
+        Row("feed-forward width", f"{spec.intermediate_size:,}"),
+        Row("vocabulary", f"{spec.vocab_size:,}"),
+        Row(
+            "attention heads",
+            f"{spec.num_attention_heads} query, {spec.num_key_value_heads} key/value, "
+            f"{spec.attention_head_dim} wide",
+        ),
+        Row("Mamba heads", f"{spec.mamba_num_heads} of {spec.mamba_head_dim}"),
+        Row("Mamba state", f"{spec.state_size} columns, {spec.num_groups} groups"),
+        Row("longest context", f"{spec.max_position_embeddings:,} tokens"),
+        Row("weights, bfloat16", _size(2 * spec.num_parameters)),
+        Row("weights, float32", _size(4 * spec.num_parameters)),
+        Row("KV cache per token, bfloat16", _size(kv_bytes)),
+        Row("SSM state per sequence, float32", _size(ssm_bytes_per_sequence(spec))),
+        Row("convolution state per sequence, bfloat16", _size(conv_bytes_per_sequence(spec))),
+    ]
+    if kv_bytes:
+        rows.append(Row("state equals the KV cache of", f"{fixed_bytes // kv_bytes:,} tokens"))
+    for context in (1, spec.max_position_embeddings):
+        flops = flops_per_token(spec, context)
+        rows.append(Row(f"forward at context {context:,}", f"{flops / 1e9:,.3g} GFLOP per token"))
+    return rows
+
+
+def _size(num_bytes: int) -> str:
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.4g} {name}"
+    return f"{num_bytes} B"
