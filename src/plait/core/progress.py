@@ -17,7 +17,8 @@ class Progress:
     """
 
     def __init__(self, description: str, total: int | None = None, unit: str = "it") -> None:
-        self.description, self.total, self.unit = description, total, unit
+        self.description, self.unit = description, unit
+        self.total: float | None = total
         self.done = 0
         self.resumed_at = 0
         self.started = time.monotonic()
@@ -97,7 +98,10 @@ class _RichBar:
         self.task = self.bars.add_task("", total=progress.total, line=progress.line())
 
     def update(self, note: str) -> None:
-        self.bars.update(self.task, completed=self.progress.done, line=self.progress.line(note))
+        progress = self.progress
+        self.bars.update(
+            self.task, completed=progress.done, total=progress.total, line=progress.line(note)
+        )
 
     def close(self) -> None:
         self.bars.stop()
