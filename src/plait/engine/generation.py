@@ -1,0 +1,232 @@
+"""One request while it runs: its tokens, its trace, its text and when it is over.
+
+A generation is driven from outside: the loop feeds `next_tokens` to the model and hands each
+sampled token to `accept`. Forced tokens of the thinking budget are appended here and then fed like
+a prompt.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from plait.core.errors import RequestError
+from plait.engine.budget import Phase, Thinking, phase_after, thinking_limits
+from plait.engine.request import Completion, FinishReason, SamplingParams
+from plait.engine.text import TextSection, decode, find_first, num_held_bytes
+from plait.engine.vocabulary import Vocabulary
+
+_UNIFORMS_AT_ONCE = 64
+
+
+class Generation:
+    """The state of one request.
+
+    Raises: RequestError if the prompt is empty, holds unknown ids or does not fit in `max_context`.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        vocabulary: Vocabulary,
+        max_context: int,
+    ) -> None:
+        self.prompt_ids = list(prompt_ids)
+        self.params = params
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.forced: list[bool] = []
+        self.num_fed = 0
+        """Tokens of prompt and output that the model has read."""
+        self.finish_reason: FinishReason | None = None
+        self._vocabulary = vocabulary
+        self._max_tokens = _room(self.prompt_ids, params, vocabulary, max_context)
+        ends = frozenset() if params.ignore_eos else vocabulary.end_ids
+        self._stop_ids = ends | set(params.stop_token_ids)
+        self._uniforms = _uniforms(_draw_seed() if params.seed is None else params.seed)
+        self._stops = [text.encode() for text in params.stop]
+        self._searched = 0
+        """Bytes of output in which no stop string ends."""
+        self._stop_at: int | None = None
+
+        last_turn = vocabulary.last_turn(self.prompt_ids)
+        self.thinking = Thinking(
+            phase_after(last_turn),
+            thinking_limits(params, vocabulary.num_close_tokens),
+            on_new_line=last_turn.endswith(b"\n"),
+        )
+        self._force()
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens the model has yet to read before the next one can be sampled."""
+        return len(self.prompt_ids) + len(self.token_ids) - self.num_fed
+
+    def next_tokens(self, count: int) -> list[int]:
+        """Return the next `count` tokens to feed, and count them as fed."""
+        start, self.num_fed = self.num_fed, self.num_fed + count
+        if start >= len(self.prompt_ids):
+            start -= len(self.prompt_ids)
+            return self.token_ids[start : start + count]
+        return (self.prompt_ids + self.token_ids)[start : start + count]
+
+    def next_uniform(self) -> float:
+        """Return the random number in [0, 1) that decides the next token; greedy requests use
+        none."""
+        return next(self._uniforms) if self.params.temperature > 0 else 0.0
+
+    def banned(self) -> Tensor | None:
+        """Return ids that may not be sampled now, or None."""
+        return None if self.params.free_think_tags else self._vocabulary.bans.banned(self.thinking)
+
+    def accept(self, token: int, logprob: float) -> None:
+        """Take a sampled token; it may end the output or the trace."""
+        self._append(token, logprob, forced=False)
+        if self.finish_reason is None:
+            self._force()
+
+    def completion(self) -> Completion:
+        """Return the result of a finished generation."""
+        if self.finish_reason is None:
+            raise ValueError("the generation is not finished")
+        thinking, end = self.thinking, self._text_end
+        trace = None
+        if thinking.trace_start is not None:
+            trace = bytes(thinking.output[thinking.trace_start : thinking.trace_end])
+        answer = (
+            b"" if thinking.answer_start is None else thinking.output[thinking.answer_start : end]
+        )
+        return Completion(
+            prompt_ids=self.prompt_ids,
+            token_ids=self.token_ids,
+            logprobs=self.logprobs if self.params.logprobs else None,
+            forced=self.forced,
+            text=decode(bytes(thinking.output[:end])),
+            reasoning=None if trace is None else decode(trace, strip=True),
+            content=decode(bytes(answer), strip=self.strips_answer),
+            finish_reason=self.finish_reason,
+            num_reasoning_tokens=thinking.num_trace_tokens,
+            num_closing_tags=thinking.num_closing_tags,
+        )
+
+    @property
+    def strips_answer(self) -> bool:
+        """True if the answer is a part of a turn and not plain continued text."""
+        return self.thinking.phase is not Phase.OUTSIDE
+
+    def certain_answer_end(self) -> int:
+        """Return the offset in the output up to which the answer cannot change any more."""
+        output = self.thinking.output
+        held = num_held_bytes(output, self._stops) if self.finish_reason is None else 0
+        return self._text_end - held
+
+    @property
+    def _text_end(self) -> int:
+        return len(self.thinking.output) if self._stop_at is None else self._stop_at
+
+    def _append(self, token: int, logprob: float, *, forced: bool) -> None:
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        self.forced.append(forced)
+        if token in self._stop_ids and not forced:
+            self._finish("stop")
+            return
+        self.thinking.observe(self._vocabulary.token_bytes[token])
+        if self._stops and self._stop_string_came():
+            self._finish("stop")
+        elif len(self.token_ids) >= self._max_tokens:
+            self._finish("length")
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        if self.thinking.phase is Phase.OUTSIDE:
+            self.thinking.answer_start = 0
+
+    def _force(self) -> None:
+        if self.thinking.phase is Phase.FORCING:
+            for token in self._vocabulary.closing_ids(self.thinking.forced_text):
+                if self.finish_reason is None:
+                    self._append(token, 0.0, forced=True)
+
+    def _stop_string_came(self) -> bool:
+        output, start = self.thinking.output, self.thinking.answer_start
+        if start is None:
+            return False
+        if self.strips_answer and not output[max(start, self._searched) :].strip():
+            # White space before the answer is cut from it: no stop string lies there.
+            return False
+        self._stop_at = find_first(output, self._stops, self._searched, start)
+        self._searched = len(output)
+        return self._stop_at is not None
+
+
+class SplitText:
+    """Reads trace and answer of a generation piece by piece, by offsets that `Thinking` knows."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._trace, self._trace_read = TextSection(strip=True), 0
+        self._answer: TextSection | None = None
+        self._answer_read = 0
+
+    def read(self) -> tuple[str, str]:
+        """Return what is new and certain of the trace and of the answer."""
+        thinking = self._generation.thinking
+        reasoning = content = ""
+        if thinking.trace_start is not None:
+            start, end = max(thinking.trace_start, self._trace_read), self._certain_trace_end()
+            reasoning = self._trace.feed(bytes(thinking.output[start:end]))
+            self._trace_read = max(start, end)
+        if thinking.answer_start is not None:
+            if self._answer is None:
+                self._answer = TextSection(strip=self._generation.strips_answer)
+            start = max(thinking.answer_start, self._answer_read)
+            end = self._generation.certain_answer_end()
+            content = self._answer.feed(bytes(thinking.output[start:end]))
+            self._answer_read = max(start, end)
+        return reasoning, content
+
+    def _certain_trace_end(self) -> int:
+        thinking = self._generation.thinking
+        if thinking.trace_end is not None:
+            return thinking.trace_end
+        held = len(thinking.partial) if self._generation.finish_reason is None else 0
+        return len(thinking.output) - held
+
+
+def _room(
+    prompt_ids: list[int], params: SamplingParams, vocabulary: Vocabulary, max_context: int
+) -> int:
+    """Return how many tokens may follow the prompt."""
+    num_prompt, num_ids = len(prompt_ids), len(vocabulary.token_bytes)
+    if not prompt_ids:
+        raise RequestError("the prompt is empty: give at least one token")
+    if not 0 <= min(prompt_ids) <= max(prompt_ids) < num_ids:
+        bad = next(id_ for id_ in prompt_ids if not 0 <= id_ < num_ids)
+        raise RequestError(f"the prompt holds token id {bad}; ids run from 0 to {num_ids - 1}")
+    room = max_context - num_prompt
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {num_prompt} tokens and the context holds {max_context}, of which at "
+            "least one is needed for the output: shorten the prompt or raise max_context"
+        )
+    if params.max_tokens is not None and params.max_tokens > room:
+        raise RequestError(
+            f"{num_prompt} tokens of prompt + max_tokens = {params.max_tokens} make "
+            f"{num_prompt + params.max_tokens}, the context holds {max_context}: lower max_tokens "
+            f"to {room} or raise max_context"
+        )
+    return room if params.max_tokens is None else params.max_tokens
+
+
+def _draw_seed() -> int:
+    return int(torch.randint(2**63 - 1, ()))
+
+
+def _uniforms(seed: int) -> Iterator[float]:
+    """Yield the random numbers of a seed; a block at once, since a call costs more than a
+    number."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.rand(_UNIFORMS_AT_ONCE, generator=generator, dtype=torch.float64).tolist()

@@ -1,0 +1,77 @@
+"""The loop that turns submitted requests into finished ones: read prompts, decode, sample,
+retire."""
+
+import torch
+from torch import Tensor
+
+from plait.engine.generation import Generation
+from plait.engine.runner import Runner
+from plait.engine.sampler import sample
+from plait.engine.scheduler import Scheduler
+from plait.model.lm import HybridLM
+
+
+class Loop:
+    """Requests that share one state and one forward per step.
+
+    A loop that raised must not be used again; the model is unharmed, so a new loop can be made.
+    """
+
+    def __init__(
+        self,
+        model: HybridLM,
+        num_rows: int,
+        max_context: int,
+        prefill_chunk_tokens: int,
+        num_ids: int,
+    ) -> None:
+        self._runner = Runner(model, num_rows, max_context)
+        self._scheduler = Scheduler(num_rows, prefill_chunk_tokens)
+        self._num_ids = num_ids
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request waits or runs."""
+        return self._scheduler.has_work
+
+    def submit(self, generation: Generation) -> None:
+        """Take a request; it runs as soon as a row is free."""
+        if generation.finish_reason is None:
+            self._scheduler.submit(generation)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Read one chunk of new prompts, if any wait and fit, and give every other row a token."""
+        if prefill := self._scheduler.admit():
+            pieces = [
+                generation.next_tokens(count)
+                for generation, count in zip(prefill.generations, prefill.counts, strict=True)
+            ]
+            logits = self._runner.prefill(prefill.first_row, pieces, prefill.num_continued)
+            self._scheduler.mark_read()
+            self._advance(prefill.generations, logits)
+        if decoding := self._scheduler.decoding:
+            # Usually 1. More when every row has forced tokens to read, as a lone request has.
+            width = min(generation.num_pending for generation in decoding)
+            logits = self._runner.decode([each.next_tokens(width) for each in decoding])
+            self._advance(decoding, logits)
+
+    def _advance(self, generations: list[Generation], logits: Tensor) -> None:
+        """Sample for those that have read all they hold, and retire those that end."""
+        rows = [row for row, each in enumerate(generations) if not each.num_pending]
+        if not rows:
+            return
+        if len(rows) < len(generations):
+            logits = logits[torch.tensor(rows, device=logits.device)]
+            generations = [generations[row] for row in rows]
+        sampled = sample(
+            logits,
+            [each.params for each in generations],
+            [each.next_uniform() for each in generations],
+            [each.banned() for each in generations],
+            self._num_ids,
+        )
+        for generation, token, logprob in zip(generations, *sampled, strict=True):
+            generation.accept(token, logprob)
+        for move in self._scheduler.retire():
+            self._runner.move(*move)

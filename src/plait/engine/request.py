@@ -1,0 +1,130 @@
+"""What a caller asks for and what a caller gets.
+
+`SamplingParams` says how to choose tokens, when to stop and how long to think; `Completion` is the
+whole result of one prompt and `Delta` a piece of it while it is being made.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from pydantic import model_validator
+
+from plait.core.config import Settings
+from plait.core.errors import RequestError
+
+FinishReason = Literal["stop", "length"]
+
+
+class SamplingParams(Settings):
+    """How to generate one completion.
+
+    Filters act in this order: temperature, top_k, top_p (on what top_k kept), min_p.
+    Raises: RequestError naming the field, its value and what is allowed.
+    """
+
+    max_tokens: int | None = None
+    """Most tokens to generate, those of the trace and of a forced close included; None = until the
+    context is full."""
+    temperature: float = 1.0
+    """0 = greedy."""
+    top_p: float = 1.0
+    """Keep the fewest tokens whose probabilities reach this sum, in (0, 1]; 1 = all."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 = all."""
+    min_p: float = 0.0
+    """Drop tokens less probable than this share of the most probable one, in [0, 1]."""
+    seed: int | None = None
+    """The same seed gives the same text whatever else is in the batch; None draws one from
+    torch."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer and are cut from it; they are not looked for in the trace."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the output, besides the model's own ends of turn and text."""
+    ignore_eos: bool = False
+    """True goes on past the model's own ends of turn and text."""
+    logprobs: bool = False
+    """True returns the log-probability of each generated token; see `Completion.logprobs`."""
+    max_thinking_tokens: int | None = None
+    """Thinking budget: tokens of the trace; 0 = no trace, None = no limit."""
+    budget_rule: Literal["newline", "hard"] = "newline"
+    """newline: once the budget is spent, close the trace at the next end of a line, and at
+    budget + budget_grace_tokens in any case (report section 3.4). hard: close at the budget."""
+    budget_grace_tokens: int = 500
+    """How far beyond the budget rule `newline` may go. Source: report section 3.4."""
+    min_answer_tokens: int = 0
+    """Room within max_tokens that the trace may not take; 0 reserves nothing."""
+    free_think_tags: bool = False
+    """True lets the model write think tags after its trace, so that well-formedness can be
+    measured; otherwise they are masked and the output has exactly one closing tag by
+    construction."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SamplingParams":
+        rules = [
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1, or None"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**63, "in 0 .. 2**63 - 1, or None"),
+            ("stop", "" not in self.stop, "texts that are not empty"),
+            (
+                "max_thinking_tokens",
+                self.max_thinking_tokens is None or self.max_thinking_tokens >= 0,
+                "0 or more, or None for no limit",
+            ),
+            ("budget_grace_tokens", self.budget_grace_tokens >= 0, "0 or more"),
+            ("min_answer_tokens", self.min_answer_tokens >= 0, "0 or more"),
+        ]
+        for name, holds, allowed in rules:
+            if not holds:
+                raise RequestError(f"{name} = {getattr(self, name)!r}; allowed: {allowed}")
+        if self.min_answer_tokens and self.max_tokens is None:
+            raise RequestError(
+                f"min_answer_tokens = {self.min_answer_tokens} reserves a part of max_tokens, "
+                "which is None: set max_tokens"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The result of one prompt: what was generated, as ids and as text in two parts."""
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+    """All that followed the prompt: sampled tokens, forced ones and the stop token."""
+    logprobs: list[float] | None
+    """Per token, log-softmax of the model's raw logits (temperature 1, nothing filtered or masked),
+    which is what a trainer's forward gives; 0.0 for forced tokens. None unless asked for."""
+    forced: list[bool]
+    """True where the thinking budget fed the token; such tokens were not sampled."""
+    text: str
+    """All text, think tags included, stop tokens and stop strings cut off."""
+    reasoning: str | None
+    """The trace, stripped; None if the prompt asked for none."""
+    content: str
+    """The answer; stripped where the prompt opened or closed a trace, else exactly as generated."""
+    finish_reason: FinishReason
+    """stop: the model ended, or a stop string came; length: max_tokens or the context was
+    reached."""
+    num_reasoning_tokens: int
+    """What the budget counts: tokens sampled until the trace was closed, a closing tag that the
+    model wrote itself included."""
+    num_closing_tags: int
+    """Closing think tags in the output; one is well-formed."""
+
+    @property
+    def well_formed(self) -> bool:
+        """True if there is exactly one closing tag after a trace, and none without a trace."""
+        return self.num_closing_tags == (self.reasoning is not None)
+
+
+class Delta(NamedTuple):
+    """A piece of text while it is generated; the last one carries the whole result."""
+
+    reasoning: str = ""
+    content: str = ""
+    num_tokens: int = 0
+    """Tokens generated so far."""
+    completion: Completion | None = None

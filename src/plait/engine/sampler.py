@@ -1,0 +1,129 @@
+"""Logits to tokens, all rows at once.
+
+A row's token depends on its own logits, parameters and one random number in [0, 1), never on its
+neighbours: the number picks the token at that point of the cumulative probabilities (inverse CDF).
+So no row needs a call of its own, and a seed gives the same text in any batch.
+
+The log-probability of a token is that of the model itself: log-softmax of the raw logits,
+temperature 1, nothing filtered or masked. That is what a trainer's forward computes for the same
+tokens.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from plait.core.errors import PlaitError
+from plait.engine.request import SamplingParams
+
+# The largest number below 1 whose product with any sum stays below that sum.
+_LAST_UNIFORM = 1 - 2**-52
+
+
+class Sampled(NamedTuple):
+    """One token per row, and its log-probability (0.0 where no row asked for it)."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+def sample(
+    logits: Float[Tensor, "S V"],
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+    banned: Sequence[Tensor | None],
+    num_ids: int | None = None,
+) -> Sampled:
+    """Choose a token per row; rows with temperature 0 take the most probable one.
+
+    banned: ids per row that may not be chosen; ids from `num_ids` on (padding of the vocabulary)
+    never are.
+    Numerics: probabilities in the dtype of the logits, their sums in float64.
+    Raises: PlaitError if the model gave logits that are not finite.
+    """
+    allowed = _allowed(logits[:, :num_ids], banned)
+    tokens = allowed.argmax(-1)
+    drawn = [row for row, each in enumerate(params) if each.temperature > 0]
+    if drawn:
+        index = torch.tensor(drawn, device=logits.device)
+        probabilities = filtered_probabilities(allowed[index], [params[row] for row in drawn])
+        tokens[index] = _inverse_cdf(probabilities, [uniforms[row] for row in drawn])
+    scores = logits.gather(-1, tokens[:, None])[:, 0].double()
+    wanted = any(each.logprobs for each in params)
+    if wanted:
+        scores = scores - logits.logsumexp(-1).double()
+    # One transfer for both; ids are exact in float64.
+    ids, values = torch.stack((tokens.double(), scores)).tolist()
+    if not all(map(_is_finite, values)):
+        raise PlaitError(
+            "the model gave logits that are not finite: its weights hold NaN or infinity, or its "
+            "activations overflow in this dtype; try float32 or bfloat16"
+        )
+    return Sampled([int(id_) for id_ in ids], values if wanted else [0.0] * len(ids))
+
+
+def filtered_probabilities(
+    logits: Float[Tensor, "S V"], params: Sequence[SamplingParams]
+) -> Float[Tensor, "S V"]:
+    """Return softmax(logits / temperature), filtered by top_k, then top_p, then min_p; not
+    normalised.
+
+    Tokens as probable as the k-th are kept with it; of equally probable ones, top_p keeps the lower
+    ids.
+    """
+    temperature = logits.new_tensor([each.temperature for each in params])[:, None]
+    # The largest becomes 0, so that no temperature overflows.
+    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
+    if rows := [row for row, each in enumerate(params) if 0 < each.top_k < logits.shape[1]]:
+        index = torch.tensor(rows, device=logits.device)
+        scaled[index] = _keep_top_k(scaled[index], [params[row].top_k for row in rows])
+    probabilities = scaled.softmax(-1)
+    if rows := [row for row, each in enumerate(params) if each.top_p < 1]:
+        index = torch.tensor(rows, device=logits.device)
+        probabilities[index] = _keep_top_p(
+            probabilities[index], [params[row].top_p for row in rows]
+        )
+    if any(each.min_p for each in params):
+        share = logits.new_tensor([each.min_p for each in params])[:, None]
+        floor = share * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
+    return probabilities
+
+
+def _allowed(logits: Tensor, banned: Sequence[Tensor | None]) -> Tensor:
+    if all(ids is None for ids in banned):
+        return logits
+    allowed = logits.clone()
+    for row, ids in enumerate(banned):
+        if ids is not None:
+            allowed[row, ids.to(logits.device)] = -torch.inf
+    return allowed
+
+
+def _keep_top_k(logits: Float[Tensor, "S V"], counts: list[int]) -> Float[Tensor, "S V"]:
+    largest = logits.topk(max(counts), dim=-1).values
+    last = torch.tensor(counts, device=logits.device)[:, None] - 1
+    return logits.masked_fill(logits < largest.gather(-1, last), -torch.inf)
+
+
+def _keep_top_p(probabilities: Float[Tensor, "S V"], sums: list[float]) -> Float[Tensor, "S V"]:
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1, dtype=torch.float64) - ordered
+    limit = torch.tensor(sums, dtype=torch.float64, device=probabilities.device)[:, None]
+    ordered = ordered.masked_fill(before >= limit, 0.0)
+    return torch.empty_like(probabilities).scatter_(-1, ids, ordered)
+
+
+def _inverse_cdf(probabilities: Float[Tensor, "S V"], uniforms: list[float]) -> Int[Tensor, " S"]:
+    sums = probabilities.cumsum(-1, dtype=torch.float64)
+    uniform = sums.new_tensor(uniforms).clamp(max=_LAST_UNIFORM)
+    # The first id whose sum exceeds the target: one of probability 0 adds nothing and is never it.
+    picks = torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)[:, 0]
+    return picks.clamp(max=sums.shape[1] - 1)
+
+
+def _is_finite(value: float) -> bool:
+    return -float("inf") < value < float("inf")
