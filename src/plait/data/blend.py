@@ -11,7 +11,6 @@ import itertools
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from pydantic import field_validator
@@ -70,7 +69,7 @@ class Blend(Settings):
     validation: dict[str, ShardSize]
 
     @classmethod
-    def read(cls, directory: Path) -> Self:
+    def read(cls, directory: Path) -> "Blend":
         """Read the blend of a finished stage.
 
         Raises: DataError if the folder holds none.

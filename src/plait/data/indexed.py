@@ -21,7 +21,6 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -133,7 +132,7 @@ class ShardWriter:
         self._vocab_size = vocab_size
         self._lengths = array("i")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ShardWriter":
         file = bin_path(self._prefix)
         file.parent.mkdir(parents=True, exist_ok=True)
         idx_path(self._prefix).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ resuming needs only k.
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class BlendLoader:
             for name, rows in self._mixture.rows_of().items()
         }
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "BlendLoader":
         return self
 
     def __next__(self) -> PackedBatch:

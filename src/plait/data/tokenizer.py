@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import tokenizers
 
@@ -48,7 +48,7 @@ class Tokenizer:
             raise DataError("the tokenizer names no eos_token; add it to tokenizer_config.json")
 
     @classmethod
-    def from_directory(cls, path: Path | str) -> Self:
+    def from_directory(cls, path: Path | str) -> "Tokenizer":
         """Read tokenizer.json, tokenizer_config.json and chat_template.jinja if it stands apart.
 
         Raises: DataError naming the file that is missing or cannot be read.
