@@ -1,11 +1,67 @@
-"""The SSD scan in chunks."""
+"""The SSD scan of Mamba-2 in chunks: as exact as the recurrence, made of matrix products.
+
+It is the one form used for training and for prefill; `state_step` advances a single token while decoding,
+`ssd_naive` is the definition that judges both.
+
+The idea. Per head, with a scalar A < 0 and a step dt_t > 0, the layer is a linear recurrence on a P x N state
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T          y_t = h_t C_t + D x_t
+
+Token by token that is T tiny outer products. Unrolled, it is one masked matrix product
+
+    y_q = sum_{s <= q} (C_q . B_s) exp(a_{s+1} + ... + a_q) dt_s x_s + D x_q            with a_t = dt_t A
+
+which is attention with a decay for softmax: quadratic in T. Chunks of Q tokens take the good half of each.
+Let c_q = a_1 + ... + a_q be the running sum inside a chunk and h the state that enters it. Then
+
+    y_q = sum_{s <= q} (C_q . B_s) exp(c_q - c_s) dt_s x_s      tokens of the same chunk: (Q, Q) matrices
+          + exp(c_q) h C_q                                      everything before it: one product with h
+    h'  = exp(c_Q) h + sum_s exp(c_Q - c_s) dt_s x_s B_s^T      the state that leaves: one product with B
+
+Only the last line is sequential, T/Q elementwise steps. All exponents are sums of negative numbers, and
+the half of a (Q, Q) matrix that would hold positive ones is set to -inf *before* exp, so nothing overflows
+however large dt |A| is, and no gradient is inf times 0. C_q . B_s does not depend on the head: it is computed
+per chunk and group, and the products with h and B take all heads of a group at once, as (R P) x N matrices.
+
+Sequences. Documents start on chunk boundaries: tokens are gathered into whole chunks, and the places
+behind a document's end repeat its last token with dt = 0, for which the recurrence is the identity (decay 1,
+update 0). So no chunk ever sees two documents, which makes leaks impossible rather than masked, and the
+state behind the last chunk *is* the document's final state. Chunks are ordered by their number within the
+document, so that one elementwise step of the recurrence advances all documents together
+(`documents.ChunkLayout`). Rows of an unpacked batch are documents of equal length.
+
+Blocks. On a CPU the (Q, Q) matrices and the states of a long row leave the caches, and moving them costs more
+than computing them; so chunks are worked on in blocks of some hundred tokens, carrying the states along.
+
+Gradients. Backward runs the same blocks in reverse and recomputes what is local to a chunk; kept from
+forward are the inputs, y and the state that enters each chunk, all linear in T. With dy and the gradient
+g' of the leaving state, and z_s the gradient of dt_s x_s,
+
+    z_s    = sum_{q >= s} (C_q . B_s) exp(c_q - c_s) dy_q + exp(c_Q - c_s) g' B_s
+    dx_s   = dt_s z_s + D dy_s                                  ddt_s gets x_s . z_s
+    g      = exp(c_Q) g' + sum_q exp(c_q) dy_q C_q^T            gradient of the entering state
+    dc_q   = dy_q . (y_q - D x_q) - dt_q x_q . z_q              and dc_Q gets <g', h'>
+    da_t   = sum_{q >= t} dc_q                                  ddt_t gets A da_t,  dA = sum_t dt_t da_t
+
+dc is short because y_q depends on c_q through a common factor, as z_s does on c_s. Its two terms share the
+product of each token with itself, which cancels: da carries an absolute error of a few units in the last
+place of dy . y, which is noise only where the gradient itself is nothing. This is why y is kept in the
+compute dtype even when it returns in a shorter one.
+"""
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
+from plait.kernels.documents import ChunkLayout, Documents
+from plait.kernels.ssd_block import Gradients, ScanInputs, backward_block, forward_block
 from plait.kernels.ssd_naive import SSDOutput
+
+# (chunk_length, block_tokens) by device type, measured; block_tokens None is the whole batch
+_TUNING: dict[str, tuple[int, int | None]] = {"cpu": (32, 512), "cuda": (128, None)}
 
 
 def ssd_scan(
@@ -17,51 +73,89 @@ def ssd_scan(
     D: Float[Tensor, " H"],
     *,
     initial_state: Float[Tensor, "S H P N"] | None = None,
-    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | Documents | None = None,
     chunk_length: int | None = None,
 ) -> SSDOutput:
-    """Run the selective state-space recurrence in chunks."""
-    chunk_length = chunk_length or 32
-    if cu_seqlens is None:
-        return _scan_rows(x, dt, A, B, C, D, initial_state, chunk_length)
-    bounds = cu_seqlens.tolist()
-    parts = []
-    for s, (i, j) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        h = None if initial_state is None else initial_state[s : s + 1]
-        parts.append(_scan_rows(x[:, i:j], dt[:, i:j], A, B[:, i:j], C[:, i:j], D, h, chunk_length))
-    return SSDOutput(torch.cat([p.y for p in parts], 1), torch.cat([p.final_state for p in parts]))
+    """Run the selective state-space recurrence over whole sequences, in chunks.
+
+    h <- exp(dt A) h + dt x B^T;   y = h C + D x        per head; head j reads B and C of group j // (H/G)
+
+    dt is after bias, softplus and clamp; A is negative. Without `cu_seqlens` each row is a sequence (S = B),
+    with it the single row holds S packed ones, which may be empty. `chunk_length` changes the
+    speed, not the result beyond rounding. x, B and C may be views into a wider tensor.
+    Numerics: computes in the promoted dtype of x and dt, float32 at least; y returns in x.dtype, the state in
+    the compute dtype. Differentiable once in all seven tensors; gradients return in their tensors' dtypes.
+    Raises: ValueError if H is not a multiple of G, or `cu_seqlens` does not fit the row.
+    Source: arXiv 2405.21060, section 6.
+    """
+    if x.shape[2] % B.shape[2]:
+        raise ValueError(f"{x.shape[2]} heads are no multiple of {B.shape[2]} groups")
+    default_length, block_tokens = _TUNING.get(x.device.type, _TUNING["cuda"])
+    chunk_length = chunk_length or default_length
+    layout = Documents.of(cu_seqlens, x).chunks(chunk_length, block_tokens)
+    arguments = x, dt, A, B, C, D, initial_state
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
+        return SSDOutput(*_Scan.apply(*arguments, layout))  # pyright: ignore[reportGeneralTypeIssues]
+    inputs = ScanInputs.of(x, dt, A, B, C, D, layout)
+    y, final_state = _scan(inputs, initial_state, None)
+    return SSDOutput(y.view(x.shape).to(x.dtype), final_state)
 
 
-def _scan_rows(x, dt, A, B, C, D, initial_state, Q):
-    b, T, H, P = x.shape
-    G, N = B.shape[2:]
-    R = H // G
-    dtype = torch.promote_types(torch.promote_types(x.dtype, dt.dtype), torch.float32)
-    out_dtype = x.dtype
-    x, dt, A, B, C, D = (t.to(dtype) for t in (x, dt, A, B, C, D))
-    pad = -T % Q
-    K = (T + pad) // Q
-    xg = F.pad(x, (0, 0, 0, 0, 0, pad)).view(b, K, Q, G, R, P).permute(0, 1, 3, 4, 2, 5)
-    dtg = F.pad(dt, (0, 0, 0, pad)).view(b, K, Q, G, R).permute(0, 1, 3, 4, 2)  # b K G R Q
-    Bg = F.pad(B, (0, 0, 0, 0, 0, pad)).view(b, K, Q, G, N).transpose(2, 3)
-    Cg = F.pad(C, (0, 0, 0, 0, 0, pad)).view(b, K, Q, G, N).transpose(2, 3)
-    cum = torch.cumsum(dtg * A.view(G, R, 1), dim=-1)
-    mask = torch.ones(Q, Q, dtype=torch.bool, device=x.device).triu(1)
-    L = (cum[..., :, None] - cum[..., None, :]).masked_fill(mask, -torch.inf).exp()
-    M = (Cg @ Bg.transpose(-1, -2))[:, :, :, None] * L
-    xdt = xg * dtg[..., None]
-    y = M @ xdt
-    states = (xdt * torch.exp(cum[..., -1:] - cum)[..., None]).transpose(-1, -2) @ Bg[:, :, :, None]
-    decay = torch.exp(cum[..., -1])[..., None, None]
-    h = x.new_zeros(b, G, R, P, N) if initial_state is None else initial_state.to(dtype)
-    h = h.view(b, G, R, P, N)
-    entering = []
-    for k in range(K):
-        entering.append(h)
-        h = decay[:, k] * h + states[:, k]
-    if entering:
-        y = y + torch.exp(cum)[..., None] * (
-            Cg[:, :, :, None] @ torch.stack(entering, 1).transpose(-1, -2)
-        )
-    y = y.permute(0, 1, 4, 2, 3, 5).reshape(b, K * Q, H, P)[:, :T] + D[:, None] * x
-    return SSDOutput(y.to(out_dtype), h.reshape(b, H, P, N))
+def _scan(
+    inputs: ScanInputs, initial_state: Tensor | None, entering: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run all blocks; fill `entering` (chunks, H, P N) with the state before each chunk if it is given."""
+    layout = inputs.layout
+    state = inputs.ranked_state(initial_state)
+    y = inputs.x.new_empty(len(layout.tokens), inputs.x.shape[1], dtype=state.dtype)
+    for block in layout.blocks:
+        kept = None if entering is None else entering[block.chunks]
+        forward_block(inputs, block, state, kept, y[block.places])
+    return y.index_select(0, layout.places), inputs.unranked_state(state)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        initial_state: Tensor | None,
+        layout: ChunkLayout,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = ScanInputs.of(x, dt, A, B, C, D, layout)
+        entering = inputs.empty_states(layout.num_chunks)
+        y, final_state = _scan(inputs, initial_state, entering)
+        y = y.view(x.shape)
+        ctx.save_for_backward(x, dt, A, B, C, D, y, entering)
+        ctx.layout = layout
+        ctx.initial_dtype = None if initial_state is None else initial_state.dtype
+        ctx.set_materialize_grads(False)
+        return y.to(x.dtype), final_state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        *saved, y, entering = ctx.saved_tensors
+        inputs = ScanInputs.of(*saved, ctx.layout)
+        dy = torch.zeros_like(y) if dy is None else dy
+        dstate = inputs.ranked_state(dfinal)
+        gradients = Gradients.empty(inputs)
+        for block in reversed(ctx.layout.blocks):
+            backward_block(
+                inputs,
+                block,
+                entering[block.chunks],
+                dstate,
+                dy.reshape(inputs.x.shape),
+                y.view(inputs.x.shape),
+                gradients,
+            )
+        dinitial = None
+        if ctx.initial_dtype is not None:
+            dinitial = inputs.unranked_state(dstate).to(ctx.initial_dtype)
+        return *gradients.like(saved, ctx.layout), dinitial, None

@@ -1,0 +1,264 @@
+"""The algebra of the SSD scan in one block of chunks, forward and backward.
+
+`ssd` explains it and is the door; nothing here is for other modules. Letters beyond the legend: k chunks in
+the block, R = H/G heads per group. Two orders of axes serve two kinds of product: (k, G, Q, R, P) has the heads
+of a group side by side, for products with B, C and states; (k, G, R, Q, P) has one matrix per head, for
+products with the (Q, Q) matrices. Every copy into one of them multiplies by a decay or a dt on the way.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from plait.kernels.documents import Block, ChunkLayout
+
+
+class ScanInputs(NamedTuple):
+    """What a whole scan reads: tokens flat and in their own dtype, A and D in the compute dtype."""
+
+    x: Tensor  # (tokens, H P)
+    dt: Tensor  # (tokens, H)
+    A: Tensor  # (G, R)
+    B: Tensor  # (tokens, G N)
+    C: Tensor  # (tokens, G N)
+    D: Tensor  # (G, R)
+    layout: ChunkLayout
+    head_dim: int
+
+    @classmethod
+    def of(
+        cls, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, layout: ChunkLayout
+    ) -> Self:
+        """Flatten batch and tokens, and fix the compute dtype."""
+        dtype = torch.promote_types(torch.promote_types(x.dtype, dt.dtype), torch.float32)
+        num_tokens = x.shape[0] * x.shape[1]
+        G, N = B.shape[2:]
+        return cls(
+            x.reshape(num_tokens, -1 if num_tokens else x.shape[2] * x.shape[3]),
+            dt.reshape(num_tokens, x.shape[2]),
+            A.to(dtype).view(G, -1),
+            B.reshape(num_tokens, G * N),
+            C.reshape(num_tokens, G * N),
+            D.to(dtype).view(G, -1),
+            layout,
+            x.shape[3],
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return self.A.dtype
+
+    @property
+    def state_size(self) -> int:
+        """N."""
+        return self.B.shape[1] // self.A.shape[0]
+
+    def empty_states(self, count: int) -> Tensor:
+        """Return room for `count` states, (count, H, P N)."""
+        shape = count, self.A.numel(), self.head_dim * self.state_size
+        return self.x.new_empty(shape, dtype=self.dtype)
+
+    def ranked_state(self, state: Tensor | None) -> Tensor:
+        """Copy states (S, H, P, N) into layout order (S, H, P N), zero if there are none."""
+        if state is None:
+            return self.empty_states(len(self.layout.order)).zero_()
+        return state.to(self.dtype).flatten(2).index_select(0, self.layout.order)
+
+    def unranked_state(self, state: Tensor) -> Tensor:
+        """Copy states in layout order back to (S, H, P, N)."""
+        state = state.index_select(0, self.layout.rank_of)
+        return state.unflatten(2, (self.head_dim, self.state_size))
+
+
+class _Chunks(NamedTuple):
+    """One block's tokens in chunk order, in the compute dtype, and everything that follows from dt alone."""
+
+    x: Tensor  # (k, Q, G, R, P)
+    dt: Tensor  # (k, G, R, Q), zero on padding
+    B: Tensor  # (k G, Q, N)
+    C: Tensor  # (k G, Q, N)
+    decay_in: Tensor  # (k, G, R, Q)  exp(c_q): from the chunk's start through token q
+    decay_out: Tensor  # (k, G, R, Q)  exp(c_Q - c_q): from behind token q to the chunk's end
+    mask: Tensor  # (k G, R, Q, Q)  exp(c_q - c_s) where s <= q, else 0
+    scores: Tensor  # (k G, 1, Q, Q)  C_q . B_s
+
+    def grouped(self, scale: Tensor) -> Tensor:
+        """Return x times a factor per head and token (k, G, R, Q), as (k G, Q, R P)."""
+        product = _product(self.x.transpose(1, 2), scale.transpose(2, 3)[..., None])
+        return product.view(len(self.B), self.B.shape[1], -1)
+
+    def per_head(self) -> Tensor:
+        """Return dt x as (k H, Q, P)."""
+        return _product(self.x.permute(0, 2, 3, 1, 4), self.dt[..., None]).flatten(0, 2)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply into fresh memory laid out in the order of a's axes, whatever a's strides."""
+    return torch.mul(a, b, out=torch.empty(a.shape, dtype=a.dtype, device=a.device))
+
+
+def _load(inputs: ScanInputs, block: Block) -> _Chunks:
+    Q = block.chunk_length
+    G, R = inputs.A.shape
+    tokens = inputs.layout.tokens[block.places]
+
+    def chunks(flat: Tensor) -> Tensor:
+        return flat.index_select(0, tokens).to(inputs.dtype).view(-1, Q, G, flat.shape[1] // G)
+
+    x = chunks(inputs.x).unflatten(3, (R, -1))
+    dt = chunks(inputs.dt)
+    if block.padding is not None:
+        dt.view(-1, G, R).index_fill_(0, block.padding, 0)
+    dt = dt.permute(0, 2, 3, 1).contiguous()
+    B, C = (chunks(flat).transpose(1, 2).flatten(0, 1) for flat in (inputs.B, inputs.C))
+    total = (dt * inputs.A[..., None]).cumsum(-1)
+    mask = total[..., :, None] - total[..., None, :]
+    mask += torch.full((Q, Q), -torch.inf, dtype=mask.dtype, device=mask.device).triu_(1)
+    return _Chunks(
+        x=x,
+        dt=dt,
+        B=B,
+        C=C,
+        decay_in=total.exp(),
+        decay_out=(total[..., -1:] - total).exp_(),
+        mask=mask.exp_().flatten(0, 1),
+        scores=torch.bmm(C, B.transpose(1, 2))[:, None],
+    )
+
+
+def _per_token(factor: Tensor) -> Tensor:
+    """Turn a factor per head (k, G, R, Q) into one that multiplies (k, Q, G, R, P)."""
+    return factor.permute(0, 3, 1, 2)[..., None]
+
+
+def forward_block(
+    inputs: ScanInputs, block: Block, state: Tensor, entering: Tensor | None, y: Tensor
+) -> None:
+    """Advance `state` (S, H, P N) over a block, in place, and write its outputs into y (places, H P).
+
+    `entering` (chunks, H, P N) receives the state before each chunk if given.
+    """
+    c = _load(inputs, block)
+    kG, Q, N = c.B.shape
+    states = torch.bmm(c.grouped(c.dt * c.decay_out).transpose(1, 2), c.B)  # (k G, R P, N)
+    states = states.view(-1, *state.shape[1:])
+    entering = torch.empty_like(states) if entering is None else entering
+    chunk_decay = c.decay_in[..., -1].reshape(len(states), -1, 1)
+    for chunks, ranks in block.segments:
+        h = state[ranks]
+        entering[chunks] = h
+        torch.addcmul(states[chunks], h, chunk_decay[chunks], out=h)
+    before = torch.bmm(c.C, entering.view(kG, -1, N).transpose(1, 2))  # (k G, Q, R P)
+    within = torch.bmm(c.mask.mul_(c.scores).flatten(0, 1), c.per_head())  # (k H, Q, P)
+    k, _, G, R, P = c.x.shape
+    out = y.view(c.x.shape)
+    torch.mul(c.x, inputs.D[..., None], out=out)
+    out += within.view(k, G, R, Q, P).permute(0, 3, 1, 2, 4)
+    out.addcmul_(before.view(k, G, Q, R, P).transpose(1, 2), _per_token(c.decay_in))
+
+
+class Gradients(NamedTuple):
+    """Gradients under way: per token in chunk order, A and D summed, all in the compute dtype."""
+
+    x: Tensor  # (places, H P)
+    dt: Tensor  # (places, H)
+    A: Tensor  # (G, R)
+    B: Tensor  # (places, G N)
+    C: Tensor  # (places, G N)
+    D: Tensor  # (G, R)
+
+    @classmethod
+    def empty(cls, inputs: ScanInputs) -> Self:
+        """Make room for the gradients of a scan."""
+        num_places = len(inputs.layout.tokens)
+        x, dt, B, C = (
+            flat.new_empty(num_places, flat.shape[1], dtype=inputs.dtype)
+            for flat in (inputs.x, inputs.dt, inputs.B, inputs.C)
+        )
+        return cls(x, dt, torch.zeros_like(inputs.A), B, C, torch.zeros_like(inputs.D))
+
+    def like(self, arguments: Sequence[Tensor], layout: ChunkLayout) -> list[Tensor]:
+        """Return each gradient in the token order, shape and dtype of its argument."""
+        per_token = (True, True, False, True, True, False)
+        return [
+            (gradient.index_select(0, layout.places) if tokens else gradient)
+            .view(argument.shape)
+            .to(argument.dtype)
+            for gradient, argument, tokens in zip(self, arguments, per_token, strict=True)
+        ]
+
+
+def backward_block(
+    inputs: ScanInputs,
+    block: Block,
+    entering: Tensor,
+    dstate: Tensor,
+    dy: Tensor,
+    y: Tensor,
+    gradients: Gradients,
+) -> None:
+    """Take the gradient back over a block: `dstate` (S, H, P N) in place, the rest into `gradients`."""
+    c = _load(inputs, block)
+    k, Q, G, R, P = c.x.shape
+    tokens = inputs.layout.tokens[block.places]
+    dy = dy.index_select(0, tokens).to(inputs.dtype)
+    if block.padding is not None:
+        dy.index_fill_(0, block.padding, 0)
+    dy = dy.view(c.x.shape)
+    y = y.index_select(0, tokens).view(c.x.shape)
+
+    dy_in = _product(dy.transpose(1, 2), c.decay_in.transpose(2, 3)[..., None])
+    dy_in = dy_in.view(k * G, Q, R * P)
+    dleaving = _leaving_gradients(block, c, dy_in, dstate)
+    dstates = dleaving.view(k * G, R * P, -1)
+    x_out = c.grouped(c.dt * c.decay_out)
+    dx_out = torch.bmm(c.B, dstates.transpose(1, 2))  # (k G, Q, R P)
+    dx_in, dscores = _within_gradients(c, dy.permute(0, 2, 3, 1, 4).reshape(-1, Q, P))
+    dB = torch.bmm(x_out, dstates).baddbmm_(dscores.transpose(1, 2), c.C)
+    dC = torch.bmm(dy_in, entering.view(dstates.shape)).baddbmm_(dscores, c.B)
+
+    # <g', h'>, the leaving state being the decayed entering one plus the chunk's own update
+    pairs = dleaving.view(k * G * R, 1, -1), entering.view(k * G * R, -1, 1)
+    at_end = torch.bmm(*pairs).view(k, G, R) * c.decay_in[..., -1]
+    at_end += (x_out * dx_out).view(k, G, Q, R, P).sum((2, 4))
+
+    dt = c.dt.permute(0, 3, 1, 2)  # (k, Q, G, R)
+    dx = gradients.x[block.places].view(c.x.shape)
+    dx_out = dx_out.view(k, G, Q, R, P).transpose(1, 2)
+    dx_in = dx_in.view(k, G, R, Q, P).permute(0, 3, 1, 2, 4)
+    torch.addcmul(dx_in, dx_out, _per_token(c.decay_out), out=dx)  # z of the module docstring
+    ddt = (c.x * dx).sum(-1)
+    dD = (c.x * dy).sum(-1)
+    dtotal = (dy * y).sum(-1) - inputs.D * dD - dt * ddt
+    dtotal[:, -1] += at_end
+    da = dtotal.flip(1).cumsum(1).flip(1)
+    dx.mul_(dt[..., None]).addcmul_(dy, inputs.D[..., None])
+
+    gradients.A.add_((da * dt).sum((0, 1)))
+    gradients.D.add_(dD.sum((0, 1)))
+    torch.addcmul(ddt, da, inputs.A, out=gradients.dt[block.places].view(k, Q, G, R))
+    for total, part in ((gradients.B, dB), (gradients.C, dC)):
+        total[block.places].view(k, Q, G, -1).copy_(part.view(k, G, Q, -1).transpose(1, 2))
+
+
+def _leaving_gradients(block: Block, c: _Chunks, dy_in: Tensor, dstate: Tensor) -> Tensor:
+    """Return the gradient of the state behind each chunk (k, H, P N); move `dstate` before the block."""
+    through_y = torch.bmm(dy_in.transpose(1, 2), c.C).view(-1, *dstate.shape[1:])
+    chunk_decay = c.decay_in[..., -1].reshape(len(through_y), -1, 1)
+    dleaving = torch.empty_like(through_y)
+    for chunks, ranks in reversed(block.segments):
+        g = dstate[ranks]
+        dleaving[chunks] = g
+        torch.addcmul(through_y[chunks], g, chunk_decay[chunks], out=g)
+    return dleaving
+
+
+def _within_gradients(c: _Chunks, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of dt x (k H, Q, P) and of the scores (k G, Q, Q) through (Q, Q) matrices."""
+    dmatrix = torch.bmm(dy, c.per_head().transpose(1, 2)).view(c.mask.shape)
+    dscores = dmatrix.mul_(c.mask).sum(1)
+    matrix = c.mask.mul_(c.scores).flatten(0, 1)
+    return torch.bmm(matrix.transpose(1, 2), dy), dscores
