@@ -133,6 +133,13 @@ class BlendLoader:
                 )
         self._row = state["row"]
 
+    def describe(self, state: dict[str, Any]) -> str:
+        """Say which rows of which categories the batch drawn at a place holds."""
+        first = state["row"] + self._rank * self._rows_per_batch
+        rows = range(first, min(first + self._rows_per_batch, self._mixture.total_rows))
+        draws = [self._mixture.draw(row) for row in rows]
+        return ", ".join(f"row {draw.rank} of {draw.category}" for draw in draws)
+
     def _check_epochs(self, max_epochs: float, sequence_tokens: int) -> None:
         for name, epochs in self.epochs().items():
             if epochs > max_epochs:

@@ -1,0 +1,213 @@
+"""The stage `pretrain`: a model from a blend of text, or a later phase of one.
+
+Reads `blend` (shards and phases), `tokenizer` and, to go on from an earlier stage instead of from
+random weights, `model`; writes `model/` (a Hugging Face directory with the tokenizer),
+`metrics.jsonl` and, while it runs, `checkpoints/`. Lengths are given in tokens, as reports give
+them, and rounded to whole optimizer steps.
+
+The long-context phase of the recipe is this stage again: longer sequences, constant learning rate,
+`model` from the stage before.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from plait.core.errors import ConfigError
+from plait.core.seed import mix_seed
+from plait.data.blend import Blend
+from plait.data.loader import BlendLoader
+from plait.data.tokenizer import Tokenizer
+from plait.model.hf import load, save
+from plait.model.init import init_weights
+from plait.model.lm import HybridLM
+from plait.model.spec import ModelSpec
+from plait.train import parallel
+from plait.train.evaluate import validation_bits_per_byte
+from plait.train.loop import LoopSettings, TrainResult, TrainSettings, train
+from plait.train.losses import next_token_loss
+from plait.train.precision import Precision, set_precision
+from plait.train.schedule import Schedule
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class PretrainSettings(LoopSettings):
+    """Settings of the stage `pretrain`.
+
+    Raises: ConfigError for a model that cannot be built or a schedule longer than the run.
+    """
+
+    model: str | dict[str, Any] | None = None
+    """Preset name or the fields of a ModelSpec; the tokenizer gives the vocabulary. Leave it out
+    when the input `model` gives the weights."""
+    total_tokens: PositiveInt
+    """Length of training."""
+    sequence_tokens: PositiveInt
+    """Length of a row; documents are cut at row ends."""
+    rows_per_batch: PositiveInt
+    """Rows in a micro-batch; an optimizer step is rows_per_batch * accumulation rows."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Rate at the end of the decay."""
+    warmup_tokens: Annotated[int, Field(ge=0)] = 0
+    """Length of the linear rise."""
+    decay_tokens: Annotated[int, Field(ge=0)] = 0
+    """Length of the fall at the end; 0 for a constant rate."""
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    """Path of the fall; our choice."""
+    precision: Precision = "float32"
+    """Dtype of activations; parameters and moments are float32 in any case."""
+    evaluation_tokens: PositiveInt = 65536
+    """Most validation tokens read per category at each evaluation."""
+    seed: int = 0
+    """Of the initial weights and of the order of documents."""
+    num_threads: PositiveInt | None = None
+    """Processor threads; None for torch's own choice. Another number gives other roundings."""
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, model: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if model is not None:
+            _spec(model, vocab_size=1)
+        return model
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        _ = self.schedule
+        return self
+
+    def spec(self, vocab_size: int, **token_ids: int) -> ModelSpec:
+        """Return the shape of the model to be trained from scratch."""
+        if self.model is None:
+            raise ConfigError("pretrain needs a model: a preset, a table, or an input stage")
+        return _spec(self.model, vocab_size=vocab_size, **token_ids)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.sequence_tokens * self.rows_per_batch * self.accumulation
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule in steps."""
+        return Schedule(
+            num_steps=max(1, self._steps(self.total_tokens)),
+            learning_rate=self.learning_rate,
+            min_learning_rate=self.min_learning_rate,
+            warmup_steps=self._steps(self.warmup_tokens),
+            decay_steps=self._steps(self.decay_tokens),
+            decay_shape=self.decay_shape,
+        )
+
+    def _steps(self, tokens: int) -> int:
+        return round(tokens / self.tokens_per_step)
+
+
+def run(settings: PretrainSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
+    """Train on `inputs["blend"]` and write the model to `out/model`.
+
+    Raises: ConfigError if the inputs contradict each other or the settings.
+    """
+    blend, tokenizer_directory = _required(inputs, "blend"), _required(inputs, "tokenizer")
+    tokenizer = Tokenizer.from_directory(tokenizer_directory)
+    _check_vocabulary(Blend.read(blend).vocab_size, tokenizer, blend)
+    plan = TrainSettings.of(settings, settings.schedule, "pretrain")
+    with _threads(settings.num_threads), parallel.process_group():
+        model = _model(settings, inputs, tokenizer)
+        parallel.shard(model, model.backbone.layers)
+        loader = BlendLoader(
+            blend,
+            total_tokens=plan.schedule.num_steps * settings.tokens_per_step,
+            sequence_tokens=settings.sequence_tokens,
+            rows_per_batch=settings.rows_per_batch,
+            seed=mix_seed(settings.seed, "order"),
+        )
+
+        def evaluate(model: HybridLM, step: int) -> dict[str, float]:
+            row = settings.sequence_tokens * settings.rows_per_batch
+            return validation_bits_per_byte(model, blend, row, settings.evaluation_tokens)
+
+        result = train(model, loader, next_token_loss, plan, out, evaluate=evaluate)
+        gathered = _gathered(model)
+        if parallel.is_main():
+            save(gathered, out / "model", tokenizer_from=tokenizer_directory)
+        return _summary(result)
+
+
+def _model(settings: PretrainSettings, inputs: dict[str, Path], tokenizer: Tokenizer) -> HybridLM:
+    """Return initial weights: an earlier stage's, or random ones."""
+    source, device = inputs.get("model"), parallel.device()
+    if (source is None) == (settings.model is None):
+        raise ConfigError(
+            "pretrain takes its weights from the setting `model` (a preset or table, random "
+            "weights) or from the input `model` (an earlier stage): give exactly one of them"
+        )
+    if source is None:
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        spec = settings.spec(tokenizer.vocab_size, **ids, pad_token_id=tokenizer.pad_id)
+        model = init_weights(HybridLM(spec, device=device), mix_seed(settings.seed, "weights"))
+    else:
+        nested = source / "model"
+        model = load(nested if nested.is_dir() else source, dtype=torch.float32, device=device)
+        _check_vocabulary(model.spec.vocab_size, tokenizer, source)
+    return set_precision(model, settings.precision)
+
+
+def _gathered(model: HybridLM) -> HybridLM:
+    """Return the model with whole tensors; every process must call it."""
+    if parallel.num_processes() == 1:
+        return model
+    gathered = HybridLM(model.spec, device="meta")
+    tensors = {name: parallel.whole(t).cpu() for name, t in model.state_dict().items()}
+    gathered.load_state_dict(tensors, assign=True)
+    return gathered
+
+
+def _summary(result: TrainResult) -> dict[str, float]:
+    """Flatten the end of the run, with the first evaluation beside the last."""
+    position, scores = result.position, result.evaluations
+    before = {f"{name}_before": value for name, value in scores[min(scores)].items()}
+    return {
+        "steps": position.step,
+        "tokens": position.tokens,
+        "tokens_per_s": position.tokens / position.elapsed_s,
+        "loss": result.last["loss"],
+        **scores[max(scores)],
+        **before,
+    }
+
+
+def _spec(model: str | dict[str, Any], **fields: int) -> ModelSpec:
+    if isinstance(model, str):
+        return ModelSpec.preset(model, **fields)
+    return ModelSpec.parse(model | fields, "model")
+
+
+def _required(inputs: dict[str, Path], role: str) -> Path:
+    if role not in inputs:
+        raise ConfigError(f"pretrain needs the input {role!r}: name a stage under [inputs]")
+    return inputs[role]
+
+
+def _check_vocabulary(vocab_size: int, tokenizer: Tokenizer, source: Path) -> None:
+    if vocab_size != tokenizer.vocab_size:
+        raise ConfigError(
+            f"{source} has a vocabulary of {vocab_size}, the tokenizer one of "
+            f"{tokenizer.vocab_size}: both must come from the same tokenizer stage"
+        )
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    former = torch.get_num_threads()
+    torch.set_num_threads(number or former)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
