@@ -12,7 +12,7 @@ MIB = 2**20
 GIB = 2**30
 
 
-def flops_per_token(spec: ModelSpec, context_tokens: float) -> float:
+def flops_per_token(spec: ModelSpec, context_tokens: int | float) -> int | float:
     """Return forward FLOPs of one token that attends to `context_tokens` tokens, itself included.
 
     matrices 2 * weights;  attention 4 Hq E context;  convolution 2 W conv_dim;  scan 5 H P N
@@ -37,7 +37,7 @@ def flops_per_token(spec: ModelSpec, context_tokens: float) -> float:
     )
 
 
-def training_flops_per_token(spec: ModelSpec, sequence_tokens: int) -> float:
+def training_flops_per_token(spec: ModelSpec, sequence_tokens: int) -> int | float:
     """Return forward and backward FLOPs per token of sequences of this length: three forwards.
 
     The mean causal context is (sequence_tokens + 1) / 2. For short sequences this is the usual

@@ -98,10 +98,11 @@ class HybridLM(nn.Module):
         See `hidden` for cu_seqlens and state. `logits_for` indexes B * T positions row by row.
         Numerics: logits are computed in the compute dtype and returned in at least float32.
         """
-        hidden = self.hidden(tokens, cu_seqlens=cu_seqlens, state=state)
-        if logits_for is not None:
-            hidden = hidden.flatten(0, 1)[logits_for]
-        return at_least_float32(self.lm_head(hidden))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
+            hidden = self.hidden(tokens, cu_seqlens=cu_seqlens, state=state)
+            if logits_for is not None:
+                hidden = hidden.flatten(0, 1)[logits_for]
+            return at_least_float32(self.lm_head(hidden))
 
     def hidden(
         self,

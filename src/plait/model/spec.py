@@ -8,7 +8,7 @@ part of it.
 """
 
 from collections import Counter
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -108,7 +108,7 @@ class ModelSpec(Settings):
         return pattern
 
     @model_validator(mode="after")
-    def _check_heads(self) -> Self:
+    def _check_heads(self) -> "ModelSpec":
         _divides("mamba_num_heads", self.mamba_num_heads, "num_groups", self.num_groups)
         _divides(
             "num_attention_heads",
@@ -124,7 +124,7 @@ class ModelSpec(Settings):
         return self
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> Self:
+    def preset(cls, name: str, **overrides: Any) -> "ModelSpec":
         """Return a named shape, with fields such as `vocab_size` overridden if given.
 
         Raises: ConfigError for an unknown name or field.

@@ -9,7 +9,7 @@ views, so an engine holds one large state and runs any dense range of its rows.
 state they continue.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -48,7 +48,7 @@ class HybridState:
         dtype: torch.dtype = torch.float32,
         ssm_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-    ) -> Self:
+    ) -> "HybridState":
         """Return the state of `num_sequences` rows that have read nothing.
 
         dtype is that of convolution, keys and values (the model's compute dtype); the SSM state is

@@ -1,0 +1,327 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from plait.core.errors import CheckpointError, ConfigError
+from plait.model.hf import load, save
+from plait.model.hf_config import config_from_spec, read_spec, spec_from_config
+from plait.model.spec import PRESETS, ModelSpec
+
+SPEC = ModelSpec.preset("test")
+
+
+@pytest.fixture
+def saved(random_model, tmp_path):
+    model = random_model(SPEC, torch.float32)
+    save(model, tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+def edit_json(path, **changes):
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: v for key, v in value.items() if v is not ...}))
+
+
+# ---- weights ----
+
+
+def test_round_trip_keeps_bytes_and_mixed_dtypes(random_model, tmp_path):
+    model = random_model(SPEC, torch.bfloat16)
+    for layer in model.backbone.layers[::2]:
+        layer.norm.float()
+    model.backbone.layers[0].mixer.A_log = torch.nn.Parameter(torch.rand(6))
+    save(model, tmp_path / "a")
+    save(load(tmp_path / "a"), tmp_path / "b")
+    first, second = (p / "model.safetensors" for p in (tmp_path / "a", tmp_path / "b"))
+    assert first.read_bytes() == second.read_bytes()
+    dtypes = {str(tensor.dtype) for tensor in load_file(first).values()}
+    assert dtypes == {"torch.bfloat16", "torch.float32"}
+
+
+def test_shards_hold_the_same_tensors(saved, tmp_path):
+    model, directory = saved
+    save(model, tmp_path / "shards", max_shard_bytes=60_000)
+    files = sorted((tmp_path / "shards").glob("*.safetensors"))
+    assert [f.name for f in files] == [
+        f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
+    ]
+    assert len(files) > 3
+    assert max(f.stat().st_size for f in files) < 70_000
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 4 * SPEC.num_parameters
+    whole = load_file(directory / "model.safetensors")
+    for name, tensor in load(tmp_path / "shards").state_dict().items():
+        assert torch.equal(tensor, whole[name])
+
+
+def test_given_dtype_casts_all_but_decays_which_never_narrow(saved):
+    _, directory = saved
+    model = load(directory, dtype=torch.bfloat16)
+    for name, weight in model.named_parameters():
+        is_decay = name.endswith(("A_log", ".D", "dt_bias"))
+        assert weight.dtype == (torch.float32 if is_decay else torch.bfloat16), name
+    tokens = torch.arange(20)[None]
+    assert model.hidden(tokens).dtype == torch.bfloat16
+    assert {p.dtype for p in load(directory, dtype=torch.float64).parameters()} == {torch.float64}
+
+
+def test_changing_a_loaded_model_leaves_the_file_alone(saved):
+    _, directory = saved
+    before = (directory / "model.safetensors").read_bytes()
+    model = load(directory)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert (directory / "model.safetensors").read_bytes() == before
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_saving_over_a_model_replaces_it_and_keeps_other_files(saved, random_model):
+    model, directory = saved
+    save(model, directory, max_shard_bytes=60_000)
+    (directory / "tokenizer.json").write_text("{}")
+    loaded = load(directory)
+    save(loaded, directory)
+    assert sorted(p.name for p in directory.iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_tokenizer_files_are_copied(saved, tmp_path):
+    model, _ = saved
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "notes.txt"):
+        (source / name).write_text(name)
+    save(model, tmp_path / "out", tokenizer_from=source)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "chat_template.jinja"
+    assert not (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_a_folder_that_is_no_model_is_not_replaced(saved, tmp_path):
+    model, _ = saved
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("dear")
+    with pytest.raises(CheckpointError, match=r"not empty and holds no config.json"):
+        save(model, tmp_path / "home")
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "dear"
+
+
+def test_multi_token_prediction_heads_are_dropped(saved):
+    model, directory = saved
+    path = directory / "model.safetensors"
+    save_file(load_file(path) | {"mtp.layers.0.norm.weight": torch.ones(3)}, path)
+    assert torch.equal(load(directory).lm_head.weight, model.lm_head.weight)
+
+
+NORM = "backbone.layers.2.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({NORM: None}, rf"model: {NORM} of shape \(48,\) not found"),
+        ({"rope.freqs": torch.ones(3)}, r"model.safetensors: tensor rope.freqs has no place"),
+        (
+            {NORM: torch.ones(47)},
+            rf"model.safetensors: tensor {NORM} has shape \(47,\), config.json asks for \(48,\)",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(saved, change, message):
+    _, directory = saved
+    path = directory / "model.safetensors"
+    tensors = load_file(path) | change
+    save_file({name: t for name, t in tensors.items() if t is not None}, path)
+    with pytest.raises(CheckpointError, match=message):
+        load(directory)
+
+
+def test_broken_directories_are_named(saved, tmp_path):
+    model, directory = saved
+    save(model, tmp_path / "shards", max_shard_bytes=60_000)
+    (tmp_path / "shards" / "model-00002-of-00007.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"index.json: shard model-00002.* is not in"):
+        load(tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"index.json: not a safetensors index"):
+        load(tmp_path / "shards")
+
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"model.safetensors: not a readable safetensors"):
+        load(directory)
+    path.rename(directory / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"no \*.safetensors file; pytorch_model.bin is a p"):
+        load(directory)
+    (directory / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config.json: not valid JSON"):
+        load(directory)
+    with pytest.raises(CheckpointError, match=r"absent: no such file; a model is a directory"):
+        load(tmp_path / "absent")
+
+
+def test_hub_id_without_network_is_one_clear_error():
+    with pytest.raises(CheckpointError, match="nobody/nothing: no such directory, and the hub"):
+        load("nobody/nothing")
+
+
+# ---- config spellings ----
+
+HUB = config_from_spec(SPEC, "bfloat16")
+ALIASES = {
+    "n_groups": "mamba_n_groups",
+    "conv_kernel": "mamba_d_conv",
+    "time_step_min": "mamba_dt_min",
+    "time_step_max": "mamba_dt_max",
+    "time_step_limit": "mamba_dt_limit",
+    "time_step_floor": "mamba_dt_init_floor",
+    "use_conv_bias": "mamba_conv_bias",
+}
+
+
+def renamed(names, config=HUB):
+    return {names.get(key, key): value for key, value in config.items()}
+
+
+def with_layer_list(names, key="layers_block_type"):
+    config = {k: v for k, v in HUB.items() if k not in ("hybrid_override_pattern",)}
+    return config | {key: [names[letter] for letter in SPEC.pattern]}
+
+
+SPELLINGS = {
+    "hub": HUB,
+    "old 8B": renamed({"head_dim": "attention_head_dim"}),
+    "transformers 5.0": with_layer_list({"M": "mamba", "*": "attention", "-": "mlp"}),
+    "transformers 5.13": with_layer_list(
+        {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+    )
+    | {
+        "num_hidden_layers": None,
+        "time_step_limit": [0.0, {"__float__": "Infinity"}],
+        "moe_intermediate_size": 7688,
+        "n_routed_experts": 8,
+        "mtp_layers_block_type": ["full_attention", "moe"],
+    },
+    "layer_types": with_layer_list({"M": "mamba", "*": "attention", "-": "mlp"}, "layer_types"),
+    "mamba_ aliases": renamed(ALIASES),
+    "Megatron names": renamed(
+        {"num_key_value_heads": "num_query_groups", "n_groups": "mamba_num_groups"}
+    ),
+    "state alias": renamed({"ssm_state_size": "mamba_state_dim"}),
+    "several ends": HUB | {"eos_token_id": [2, 11], "use_mamba_kernels": True, "rope_theta": 1e4},
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_every_spelling_reads_the_same(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SPELLINGS[name]))
+    assert read_spec(tmp_path) == SPEC
+    assert read_spec(str(tmp_path / "config.json")) == SPEC
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_written_config_reads_back(name):
+    spec = ModelSpec.preset(name)
+    config = json.loads(json.dumps(config_from_spec(spec, "bfloat16")))
+    assert spec_from_config(config, "x") == spec
+    assert config["hybrid_override_pattern"] == spec.pattern
+    assert config["num_hidden_layers"] == spec.num_layers
+    assert not [key for key in config if "moe" in key or "expert" in key]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "x: model_type is 'llama'; only 'nemotron_h'"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True; only False"),
+        ({"attention_bias": True}, "attention_bias is True; only False"),
+        ({"mamba_proj_bias": True}, "mamba_proj_bias is True; only False"),
+        ({"mlp_hidden_act": "silu"}, "mlp_hidden_act is 'silu'; only 'relu2'"),
+        ({"mamba_hidden_act": "gelu"}, "mamba_hidden_act is 'gelu'; only 'silu'"),
+        ({"sliding_window": 4096}, "sliding_window is 4096; only None"),
+        ({"qkv_bias": True}, "qkv_bias is True; no such bias"),
+        ({"quantization_config": {"a": 1}}, "quantization_config is present"),
+        ({"hybrid_override_pattern": "M-E*-M"}, r"x: .*mixture-of-experts layers \(E\)"),
+        ({"hybrid_override_pattern": "M-|*-M"}, r"x: .*pipeline marks"),
+        ({"hybrid_override_pattern": None}, "neither hybrid_override_pattern nor"),
+        ({"num_hidden_layers": 7}, "num_hidden_layers is 7, but the pattern 'M-M.-M' has 6"),
+        ({"layer_types": ["mamba"]}, "layers are given twice and differ"),
+        ({"layers_block_type": ["conv"]}, "layers_block_type has 'conv'; allowed are attention"),
+        ({"attention_head_dim": 32}, "'head_dim': 16, 'attention_head_dim': 32} are the same"),
+        ({"head_dim": None}, "key 'head_dim' or 'attention_head_dim' is missing"),
+        ({"n_groups": 4}, "x: mamba_num_heads = 6 is not a multiple of num_groups = 4"),
+        ({"hidden_size": "big"}, "x: key 'hidden_size': Input should be a valid integer"),
+    ],
+)
+def test_unsupported_configs_are_refused_by_name(change, message):
+    with pytest.raises(ConfigError, match=message):
+        spec_from_config(HUB | change, "x")
+
+
+# ---- the same model in transformers ----
+
+# transformers 5.23 leaves its config file open when it reads it.
+foreign = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+FOREIGN_SHAPES = {
+    "all kinds": {},
+    "wide": {"pattern": "MM-*M-", "mamba_num_heads": 8, "mamba_head_dim": 80, "num_groups": 4},
+    "clamped": {"time_step_limit": (0.005, 0.2), "num_key_value_heads": 1, "use_bias": True},
+}
+
+
+def load_foreign(directory):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    for layer in model.model.layers:
+        if hasattr(layer.mixer, "time_step_limit"):
+            # It clamps at time_step_min instead of the configured limit.
+            layer.mixer.time_step_limit = tuple(model.config.time_step_limit)
+    return model
+
+
+@foreign
+@pytest.mark.parametrize("shape", FOREIGN_SHAPES)
+def test_transformers_computes_the_same_logits(random_model, tmp_path, shape):
+    spec = ModelSpec.preset("test", **FOREIGN_SHAPES[shape])
+    ours = random_model(spec, torch.float32)
+    save(ours, tmp_path / "ours", max_shard_bytes=100_000)
+    theirs = load_foreign(tmp_path / "ours")
+    tokens = torch.randint(spec.vocab_size, (2, 291))
+    with torch.no_grad():
+        got, want = ours(tokens), theirs(tokens).logits
+    assert want.std() > 0.5
+    assert (got - want).abs().max() <= 1e-4
+
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = load(tmp_path / "theirs")
+    assert back.spec == spec
+    with torch.no_grad():
+        assert torch.equal(back(tokens), got)
+
+
+@foreign
+def test_transformers_reads_generation_config(saved):
+    from transformers import GenerationConfig
+
+    config = GenerationConfig.from_pretrained(saved[1])
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, [2, 12], 12)
+
+
+def test_files_are_safetensors_for_torch(saved):
+    _, directory = saved
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    card = (directory / "README.md").read_text()
+    assert "| parameters | 77,406 |" in card
