@@ -94,17 +94,14 @@ def interleave(counts: Sequence[int], k: int) -> tuple[int, int]:
     earlier part. `k` is in [0, sum(counts)).
     """
     total = sum(counts)
-
-    def before(step: int) -> list[int]:
-        # Places (2 i + 1) / (2 n) strictly below step / total, for each part.
-        return [max(0, (2 * n * step + total - 1) // (2 * total)) for n in counts]
-
     # A part is never more than half a place off its share, so the answer is near step k.
     low, high = max(0, k - len(counts)), min(total, k + len(counts))
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if sum(before(middle)) <= k else (low, middle)
-    first, last = before(low), before(high)
+        low, high = (
+            (middle, high) if sum(_places_before(counts, total, middle)) <= k else (low, middle)
+        )
+    first, last = _places_before(counts, total, low), _places_before(counts, total, high)
     places = sorted(
         (Fraction(2 * i + 1, 2 * counts[c]), c, i)
         for c in range(len(counts))
@@ -112,3 +109,8 @@ def interleave(counts: Sequence[int], k: int) -> tuple[int, int]:
     )
     _, part, rank = places[k - sum(first)]
     return part, rank
+
+
+def _places_before(counts: Sequence[int], total: int, step: int) -> list[int]:
+    """Count for each part its places strictly below step / total."""
+    return [(2 * count * step + total - 1) // (2 * total) for count in counts]
