@@ -115,11 +115,11 @@ def _locate_tensors(directory: Path) -> dict[Path, list[str] | None]:
         if absent := sorted(path.name for path in files if not path.exists()):
             raise CheckpointError(f"{index}: shard {_some(absent)} is not in {directory}")
         return files
-    found = sorted(directory.glob("*.safetensors"))
+    found = sorted(directory.glob("model*.safetensors"))
     if not found:
         others = sorted(path.name for path in directory.glob("*.bin"))
         hint = f"; {_some(others)} is a pickle, convert it first" if others else ""
-        raise CheckpointError(f"{directory}: no *.safetensors file{hint}")
+        raise CheckpointError(f"{directory}: no model*.safetensors file{hint}")
     return dict.fromkeys(found)
 
 

@@ -77,7 +77,7 @@ def test_packed_documents_continue_their_rows(random_model, spec):
     want = model(tokens).detach()
     state = empty(spec, 3)
     done = [0, 0, 0]
-    for new in ([5, 1, 20], [1, 30, 2], [1, 1, 1], [33, 9, 8]):
+    for new in ([5, 1, 20], [1, 30, 2], [1, 1, 1], [0, 4, 1], [33, 9, 8]):
         parts = [tokens[s, n : n + m] for s, (n, m) in enumerate(zip(done, new, strict=True))]
         bounds = torch.tensor([0, *new]).cumsum(0).int()
         logits = model(torch.cat(parts)[None], cu_seqlens=bounds, state=state)[0]
