@@ -1,52 +1,58 @@
 """The SSD scan of Mamba-2 in chunks: as exact as the recurrence, made of matrix products.
 
-It is the one form used for training and for prefill; `state_step` advances a single token while decoding,
-`ssd_naive` is the definition that judges both.
+It is the one form used for training and for prefill; `state_step` advances a single token while
+decoding, `ssd_naive` is the definition that judges both.
 
-The idea. Per head, with a scalar A < 0 and a step dt_t > 0, the layer is a linear recurrence on a P x N state
+The idea. Per head, with a scalar A < 0 and a step dt_t > 0, the layer is a linear recurrence on a
+P x N state
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T          y_t = h_t C_t + D x_t
 
 Token by token that is T tiny outer products. Unrolled, it is one masked matrix product
 
-    y_q = sum_{s <= q} (C_q . B_s) exp(a_{s+1} + ... + a_q) dt_s x_s + D x_q            with a_t = dt_t A
+    y_q = sum_{s <= q} (C_q . B_s) exp(a_{s+1} + ... + a_q) dt_s x_s + D x_q       with a_t = dt_t A
 
-which is attention with a decay for softmax: quadratic in T. Chunks of Q tokens take the good half of each.
-Let c_q = a_1 + ... + a_q be the running sum inside a chunk and h the state that enters it. Then
+which is attention with a decay for softmax: quadratic in T. Chunks of Q tokens take the good half
+of each. Let c_q = a_1 + ... + a_q be the running sum inside a chunk and h the state that enters it.
+Then
 
-    y_q = sum_{s <= q} (C_q . B_s) exp(c_q - c_s) dt_s x_s      tokens of the same chunk: (Q, Q) matrices
-          + exp(c_q) h C_q                                      everything before it: one product with h
-    h'  = exp(c_Q) h + sum_s exp(c_Q - c_s) dt_s x_s B_s^T      the state that leaves: one product with B
+    y_q = sum_{s <= q} (C_q . B_s) exp(c_q - c_s) dt_s x_s      the same chunk: (Q, Q) matrices
+          + exp(c_q) h C_q                                      all before it: one product with h
+          + D x_q
+    h'  = exp(c_Q) h + sum_s exp(c_Q - c_s) dt_s x_s B_s^T      the leaving state: one with B
 
-Only the last line is sequential, T/Q elementwise steps. All exponents are sums of negative numbers, and
-the half of a (Q, Q) matrix that would hold positive ones is set to -inf *before* exp, so nothing overflows
-however large dt |A| is, and no gradient is inf times 0. C_q . B_s does not depend on the head: it is computed
-per chunk and group, and the products with h and B take all heads of a group at once, as (R P) x N matrices.
+Only the last line is sequential, T/Q elementwise steps. All exponents are sums of negative numbers,
+and the half of a (Q, Q) matrix that would hold positive ones is set to -inf *before* exp, so
+nothing overflows however large dt |A| is, and no gradient is inf times 0. C_q . B_s does not depend
+on the head: it is computed per chunk and group, and the products with h and B take all heads of a
+group at once, as (R P) x N matrices.
 
-Sequences. Documents start on chunk boundaries: tokens are gathered into whole chunks, and the places
-behind a document's end repeat its last token with dt = 0, for which the recurrence is the identity (decay 1,
-update 0). So no chunk ever sees two documents, which makes leaks impossible rather than masked, and the
-state behind the last chunk *is* the document's final state. Chunks are ordered by their number within the
-document, so that one elementwise step of the recurrence advances all documents together
-(`documents.ChunkLayout`). Rows of an unpacked batch are documents of equal length.
+Sequences. Documents start on chunk boundaries: tokens are gathered into whole chunks, and the
+places behind a document's end repeat its last token with dt = 0, for which the recurrence is the
+identity (decay 1, update 0). So no chunk ever sees two documents, which makes leaks impossible
+rather than masked, and the state behind the last chunk *is* the document's final state. Chunks are
+ordered by their number within the document, so that one elementwise step of the recurrence advances
+all documents together (`chunk_layout`). Rows of an unpacked batch are documents of equal
+length.
 
-Blocks. On a CPU the (Q, Q) matrices and the states of a long row leave the caches, and moving them costs more
-than computing them; so chunks are worked on in blocks of some hundred tokens, carrying the states along.
+Blocks. On a CPU the (Q, Q) matrices and the states of a long row leave the caches, and moving them
+costs more than computing them; so chunks are worked on in blocks of some hundred tokens, carrying
+the states along.
 
-Gradients. Backward runs the same blocks in reverse and recomputes what is local to a chunk; kept from
-forward are the inputs, y and the state that enters each chunk, all linear in T. With dy and the gradient
-g' of the leaving state, and z_s the gradient of dt_s x_s,
+Gradients. Backward runs the same blocks in reverse and recomputes what is local to a chunk; kept
+from forward are the inputs, y and the state that enters each chunk, all linear in T. With dy and
+the gradient g' of the leaving state, and z_s the gradient of dt_s x_s,
 
     z_s    = sum_{q >= s} (C_q . B_s) exp(c_q - c_s) dy_q + exp(c_Q - c_s) g' B_s
     dx_s   = dt_s z_s + D dy_s                                  ddt_s gets x_s . z_s
     g      = exp(c_Q) g' + sum_q exp(c_q) dy_q C_q^T            gradient of the entering state
     dc_q   = dy_q . (y_q - D x_q) - dt_q x_q . z_q              and dc_Q gets <g', h'>
-    da_t   = sum_{q >= t} dc_q                                  ddt_t gets A da_t,  dA = sum_t dt_t da_t
+    da_t   = sum_{q >= t} dc_q                                  ddt_t gets A da_t; dA = sum dt da
 
-dc is short because y_q depends on c_q through a common factor, as z_s does on c_s. Its two terms share the
-product of each token with itself, which cancels: da carries an absolute error of a few units in the last
-place of dy . y, which is noise only where the gradient itself is nothing. This is why y is kept in the
-compute dtype even when it returns in a shorter one.
+dc is short because y_q depends on c_q through a common factor, as z_s does on c_s. Its two terms
+share the product of each token with itself, which cancels: da carries an absolute error of a few
+units in the last place of dy . y, which is noise only where the gradient itself is nothing. This is
+why y is kept in the compute dtype even when it returns in a shorter one.
 """
 
 from typing import Any
@@ -56,7 +62,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plait.kernels.documents import ChunkLayout, Documents
+from plait.kernels.chunk_layout import ChunkLayout, chunk_layout
+from plait.kernels.documents import Documents
 from plait.kernels.ssd_block import Gradients, ScanInputs, backward_block, forward_block
 from plait.kernels.ssd_naive import SSDOutput
 
@@ -78,13 +85,14 @@ def ssd_scan(
 ) -> SSDOutput:
     """Run the selective state-space recurrence over whole sequences, in chunks.
 
-    h <- exp(dt A) h + dt x B^T;   y = h C + D x        per head; head j reads B and C of group j // (H/G)
+    h <- exp(dt A) h + dt x B^T;   y = h C + D x      head j reads group j // (H/G) of B and C
 
-    dt is after bias, softplus and clamp; A is negative. Without `cu_seqlens` each row is a sequence (S = B),
-    with it the single row holds S packed ones, which may be empty. `chunk_length` changes the
-    speed, not the result beyond rounding. x, B and C may be views into a wider tensor.
-    Numerics: computes in the promoted dtype of x and dt, float32 at least; y returns in x.dtype, the state in
-    the compute dtype. Differentiable once in all seven tensors; gradients return in their tensors' dtypes.
+    dt is after bias, softplus and clamp; A is negative. Without `cu_seqlens` each row is a sequence
+    (S = B), with it the single row holds S packed ones, which may be empty. `chunk_length` changes
+    the speed, not the result beyond rounding. x, B and C may be views into a wider tensor.
+    Numerics: computes in the promoted dtype of x and dt, float32 at least; y returns in x.dtype,
+    the state in the compute dtype. Differentiable once in all seven tensors; gradients return in
+    their tensors' dtypes.
     Raises: ValueError if H is not a multiple of G, or `cu_seqlens` does not fit the row.
     Source: arXiv 2405.21060, section 6.
     """
@@ -92,7 +100,8 @@ def ssd_scan(
         raise ValueError(f"{x.shape[2]} heads are no multiple of {B.shape[2]} groups")
     default_length, block_tokens = _TUNING.get(x.device.type, _TUNING["cuda"])
     chunk_length = chunk_length or default_length
-    layout = Documents.of(cu_seqlens, x).chunks(chunk_length, block_tokens)
+    documents = Documents.of(cu_seqlens, x)
+    layout = documents.derived(chunk_layout, chunk_length, block_tokens)
     arguments = x, dt, A, B, C, D, initial_state
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
         return SSDOutput(*_Scan.apply(*arguments, layout))  # pyright: ignore[reportGeneralTypeIssues]
@@ -104,7 +113,7 @@ def ssd_scan(
 def _scan(
     inputs: ScanInputs, initial_state: Tensor | None, entering: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Run all blocks; fill `entering` (chunks, H, P N) with the state before each chunk if it is given."""
+    """Run all blocks; `entering` (chunks, H, P N) receives the state before each chunk if given."""
     layout = inputs.layout
     state = inputs.ranked_state(initial_state)
     y = inputs.x.new_empty(len(layout.tokens), inputs.x.shape[1], dtype=state.dtype)
@@ -140,8 +149,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
-        *saved, y, entering = ctx.saved_tensors
-        inputs = ScanInputs.of(*saved, ctx.layout)
+        x, dt, A, B, C, D, y, entering = ctx.saved_tensors
+        inputs = ScanInputs.of(x, dt, A, B, C, D, ctx.layout)
         dy = torch.zeros_like(y) if dy is None else dy
         dstate = inputs.ranked_state(dfinal)
         gradients = Gradients.empty(inputs)
@@ -158,4 +167,4 @@ class _Scan(torch.autograd.Function):
         dinitial = None
         if ctx.initial_dtype is not None:
             dinitial = inputs.unranked_state(dstate).to(ctx.initial_dtype)
-        return *gradients.like(saved, ctx.layout), dinitial, None
+        return *gradients.like((x, dt, A, B, C, D), ctx.layout), dinitial, None

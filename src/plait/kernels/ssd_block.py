@@ -1,18 +1,19 @@
 """The algebra of the SSD scan in one block of chunks, forward and backward.
 
-`ssd` explains it and is the door; nothing here is for other modules. Letters beyond the legend: k chunks in
-the block, R = H/G heads per group. Two orders of axes serve two kinds of product: (k, G, Q, R, P) has the heads
-of a group side by side, for products with B, C and states; (k, G, R, Q, P) has one matrix per head, for
-products with the (Q, Q) matrices. Every copy into one of them multiplies by a decay or a dt on the way.
+`ssd` explains it and is the door; nothing here is for other modules. Letters beyond the legend: k
+chunks in the block, R = H/G heads per group. Two orders of axes serve two kinds of product: (k, G,
+Q, R, P) has the heads of a group side by side, for products with B, C and states; (k, G, R, Q, P)
+has one matrix per head, for products with the (Q, Q) matrices. Every copy into one of them
+multiplies by a decay or a dt on the way.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from plait.kernels.documents import Block, ChunkLayout
+from plait.kernels.chunk_layout import Block, ChunkLayout
 
 
 class ScanInputs(NamedTuple):
@@ -30,13 +31,13 @@ class ScanInputs(NamedTuple):
     @classmethod
     def of(
         cls, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, layout: ChunkLayout
-    ) -> Self:
+    ) -> "ScanInputs":
         """Flatten batch and tokens, and fix the compute dtype."""
         dtype = torch.promote_types(torch.promote_types(x.dtype, dt.dtype), torch.float32)
         num_tokens = x.shape[0] * x.shape[1]
         G, N = B.shape[2:]
         return cls(
-            x.reshape(num_tokens, -1 if num_tokens else x.shape[2] * x.shape[3]),
+            x.reshape(num_tokens, x.shape[2] * x.shape[3]),
             dt.reshape(num_tokens, x.shape[2]),
             A.to(dtype).view(G, -1),
             B.reshape(num_tokens, G * N),
@@ -74,7 +75,7 @@ class ScanInputs(NamedTuple):
 
 
 class _Chunks(NamedTuple):
-    """One block's tokens in chunk order, in the compute dtype, and everything that follows from dt alone."""
+    """One block's tokens in chunk order and the compute dtype, and their decays and scores."""
 
     x: Tensor  # (k, Q, G, R, P)
     dt: Tensor  # (k, G, R, Q), zero on padding
@@ -137,7 +138,7 @@ def _per_token(factor: Tensor) -> Tensor:
 def forward_block(
     inputs: ScanInputs, block: Block, state: Tensor, entering: Tensor | None, y: Tensor
 ) -> None:
-    """Advance `state` (S, H, P N) over a block, in place, and write its outputs into y (places, H P).
+    """Advance `state` (S, H, P N) over a block in place; write the outputs into y (places, H P).
 
     `entering` (chunks, H, P N) receives the state before each chunk if given.
     """
@@ -171,7 +172,7 @@ class Gradients(NamedTuple):
     D: Tensor  # (G, R)
 
     @classmethod
-    def empty(cls, inputs: ScanInputs) -> Self:
+    def empty(cls, inputs: ScanInputs) -> "Gradients":
         """Make room for the gradients of a scan."""
         num_places = len(inputs.layout.tokens)
         x, dt, B, C = (
@@ -200,7 +201,10 @@ def backward_block(
     y: Tensor,
     gradients: Gradients,
 ) -> None:
-    """Take the gradient back over a block: `dstate` (S, H, P N) in place, the rest into `gradients`."""
+    """Take the gradient back over a block: `dstate` (S, H, P N) in place, others into `gradients`.
+
+    `dy` and `y` are flat, (tokens, H P).
+    """
     c = _load(inputs, block)
     k, Q, G, R, P = c.x.shape
     tokens = inputs.layout.tokens[block.places]
@@ -245,7 +249,7 @@ def backward_block(
 
 
 def _leaving_gradients(block: Block, c: _Chunks, dy_in: Tensor, dstate: Tensor) -> Tensor:
-    """Return the gradient of the state behind each chunk (k, H, P N); move `dstate` before the block."""
+    """Return the gradient of the state behind each chunk (k, H, P N); take `dstate` there."""
     through_y = torch.bmm(dy_in.transpose(1, 2), c.C).view(-1, *dstate.shape[1:])
     chunk_decay = c.decay_in[..., -1].reshape(len(through_y), -1, 1)
     dleaving = torch.empty_like(through_y)
@@ -257,7 +261,7 @@ def _leaving_gradients(block: Block, c: _Chunks, dy_in: Tensor, dstate: Tensor) 
 
 
 def _within_gradients(c: _Chunks, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of dt x (k H, Q, P) and of the scores (k G, Q, Q) through (Q, Q) matrices."""
+    """Return the gradients of dt x (k H, Q, P) and the scores (k G, Q, Q) by way of the masks."""
     dmatrix = torch.bmm(dy, c.per_head().transpose(1, 2)).view(c.mask.shape)
     dscores = dmatrix.mul_(c.mask).sum(1)
     matrix = c.mask.mul_(c.scores).flatten(0, 1)

@@ -1,9 +1,10 @@
 """The SSD recurrence one token after another: the arbiter, never the fast way.
 
-Written straight from the definition, in the dtype that the inputs promote to (float32 at least, float64
-stays float64), so that it can judge every other form of the operation, gradients included.
+Written straight from the definition, in the dtype that the inputs promote to (float32 at least,
+float64 stays float64), so that it can judge every other form of the operation, gradients included.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 class SSDOutput(NamedTuple):
-    """What a scan returns: the outputs in the dtype of x, and the state after each sequence's last token."""
+    """What a scan returns: outputs in the dtype of x, and each sequence's state at its end."""
 
     y: Float[Tensor, "B T H P"]
     final_state: Float[Tensor, "S H P N"]
@@ -31,10 +32,10 @@ def ssd_scan_naive(
 ) -> SSDOutput:
     """Run the selective state-space recurrence token by token.
 
-    h <- exp(dt A) h + dt x B^T;   y = h C + D x        per head; head j reads B and C of group j // (H/G)
+    h <- exp(dt A) h + dt x B^T;   y = h C + D x      head j reads group j // (H/G) of B and C
 
-    Without `cu_seqlens` each of the B rows is a sequence (S = B); with it the single row holds S packed
-    sequences, each starting from its own initial state (zero if not given).
+    Without `cu_seqlens` each of the B rows is a sequence (S = B); with it the single row holds S
+    packed sequences, each starting from its own initial state (zero if not given).
     Numerics: the promoted dtype of the inputs, float32 at least; y returns in x.dtype.
     Source: arXiv 2405.21060, equation 1 with A scalar times identity.
     """
@@ -48,7 +49,7 @@ def ssd_scan_naive(
     B_ = B.to(dtype).repeat_interleave(repeats, dim=2)
     C_ = C.to(dtype).repeat_interleave(repeats, dim=2)
     outputs, states = [], []
-    for document, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for document, (start, stop) in enumerate(pairwise(bounds)):
         rows = slice(None) if cu_seqlens is None else slice(document, document + 1)
         h = initial_state[rows].to(dtype)
         for t in range(start, stop):
