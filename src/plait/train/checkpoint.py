@@ -16,7 +16,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,6 +44,7 @@ class Position(NamedTuple):
     """Wall time so far, over all sessions."""
 
 
+@runtime_checkable
 class Resumable(Protocol):
     """A source of batches that can be put back to an earlier place."""
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -67,7 +67,7 @@ class TrainSettings(LoopSettings):
     """Name of the run in the progress line."""
 
     @classmethod
-    def of(cls, stage: LoopSettings, schedule: Schedule, description: str) -> Self:
+    def of(cls, stage: LoopSettings, schedule: Schedule, description: str) -> "TrainSettings":
         """Take the loop's part of a stage's settings."""
         fields = {name: getattr(stage, name) for name in LoopSettings.model_fields}
         return cls(schedule=schedule, description=description, **fields)

@@ -12,7 +12,7 @@ The long-context phase of the recipe is this stage again: longer sequences, cons
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -78,7 +78,7 @@ class PretrainSettings(LoopSettings):
         return model
 
     @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
+    def _check_schedule(self) -> "PretrainSettings":
         _ = self.schedule
         return self
 

@@ -15,7 +15,7 @@ of the decay, so "linear" is our choice.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,7 +43,7 @@ class Schedule(Settings):
     """Path of the fall."""
 
     @model_validator(mode="after")
-    def _check_lengths(self) -> Self:
+    def _check_lengths(self) -> "Schedule":
         if self.warmup_steps + self.decay_steps > self.num_steps:
             raise ConfigError(
                 f"warm-up ({self.warmup_steps} steps) and decay ({self.decay_steps} steps) are "

@@ -31,6 +31,7 @@ LossFunction = Callable[[Any, Any], LossOutput]
 """loss(model, batch)"""
 
 
+@runtime_checkable
 class Batches(Resumable, Protocol):
     """An endless source of batches of any type, with a place that can be saved."""
 
