@@ -5,17 +5,16 @@ and `blend.json` with sizes and the phases. How many rows each category gives is
 when the length of training is known (`loader`).
 """
 
-import hashlib
 import io
 import itertools
-import shutil
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from pydantic import field_validator
 
-from plait.core.artifact import file_digest, write_atomic, write_json
+from plait.core.artifact import write_atomic, write_json
 from plait.core.config import Settings, nearest
 from plait.core.errors import ConfigError, DataError
 from plait.core.progress import track
@@ -23,6 +22,8 @@ from plait.data.documents import document_files, read_documents
 from plait.data.indexed import ShardWriter, TokenShard, idx_path
 from plait.data.mixture import Phase
 from plait.data.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 _BATCH_CHARACTERS = 2_000_000
@@ -37,6 +38,9 @@ class BlendSettings(Settings):
     only as a figure, so weights are our choice: diverse first, high quality later."""
     max_epochs: float = 8.0
     """Most often that training may see a category. Source: Nemotron-H, at most 4-8 epochs."""
+    optional: tuple[str, ...] = ()
+    """Categories that curation may have left out for want of pages; the others share their
+    weight."""
 
     @field_validator("phases")
     @classmethod
@@ -96,13 +100,12 @@ def read_token_num_bytes(directory: Path) -> np.ndarray:
 def run(settings: BlendSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
     """Write shards and blend.json to `out` from `inputs["documents"]` and `inputs["tokenizer"]`.
 
-    Shards that an interrupted run finished are kept if documents and tokenizer are the same.
+    Shards that stand in `out` are kept: they come from an interrupted run on the same inputs.
     Raises: ConfigError if weights and categories do not match; DataError for an empty category.
     """
     tokenizer = Tokenizer.from_directory(inputs["tokenizer"])
     files = {split: document_files(inputs["documents"], split) for split in SPLITS}
-    check_categories(settings.phases, files["train"], inputs["documents"])
-    _discard_stale(out, _fingerprint(inputs["tokenizer"], files))
+    phases = _phases_of(settings, files["train"], inputs["documents"])
     num_bytes = np.array([len(text) for text in tokenizer.token_bytes], dtype=np.int32)
     sizes: dict[str, dict[str, ShardSize]] = {split: {} for split in SPLITS}
     for split in SPLITS:
@@ -117,7 +120,7 @@ def run(settings: BlendSettings, inputs: dict[str, Path], out: Path) -> dict[str
     _save_array(out / "token_num_bytes.npy", num_bytes)
     blend = Blend(
         vocab_size=tokenizer.vocab_size,
-        phases=settings.phases,
+        phases=phases,
         max_epochs=settings.max_epochs,
         **sizes,
     )
@@ -125,11 +128,14 @@ def run(settings: BlendSettings, inputs: dict[str, Path], out: Path) -> dict[str
     return _summary(blend)
 
 
-def check_categories(phases: tuple[Phase, ...], files: Mapping[str, Path], folder: Path) -> None:
-    """Check that each weight has documents and each category of documents a weight.
-
-    Raises: ConfigError naming the category.
-    """
+def _phases_of(
+    settings: BlendSettings, files: Mapping[str, Path], folder: Path
+) -> tuple[Phase, ...]:
+    """Return the phases without optional categories that are missing; check all others."""
+    missing = {name for name in settings.optional if name not in files}
+    if missing:
+        logger.warning("no documents of category %s: left out of the blend", ", ".join(missing))
+    phases = tuple(phase.without(missing) for phase in settings.phases)
     weighted = {name for phase in phases for name in phase.weights}
     for name in sorted(weighted - files.keys()):
         raise ConfigError(
@@ -141,26 +147,7 @@ def check_categories(phases: tuple[Phase, ...], files: Mapping[str, Path], folde
             f"{folder} holds documents of category {name!r}, which no phase gives a weight; "
             "give it one or remove it from the curation stage"
         )
-
-
-def _fingerprint(tokenizer: Path, files: Mapping[str, Mapping[str, Path]]) -> str:
-    parts = [file_digest(tokenizer / "tokenizer.json")]
-    parts += [
-        f"{split}/{name} {file_digest(file)}"
-        for split in SPLITS
-        for name, file in files[split].items()
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _discard_stale(out: Path, fingerprint: str) -> None:
-    """Remove shards that were made from other documents or with another tokenizer."""
-    mark = out / "source.sha256"
-    if mark.is_file() and mark.read_text() == fingerprint:
-        return
-    for split in SPLITS:
-        shutil.rmtree(out / split, ignore_errors=True)
-    write_atomic(mark, fingerprint)
+    return phases
 
 
 def _write_shard(prefix: Path, file: Path, tokenizer: Tokenizer, name: str) -> None:
@@ -201,9 +188,9 @@ def _save_array(file: Path, values: np.ndarray) -> None:
 def _summary(blend: Blend) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for split, sizes in (("train", blend.train), ("validation", blend.validation)):
-        metrics[f"blend.{split}_tokens"] = float(sum(size.tokens for size in sizes.values()))
+        metrics[f"{split}_tokens"] = float(sum(size.tokens for size in sizes.values()))
         for name, size in sizes.items():
-            metrics[f"blend.{split}_tokens.{name}"] = float(size.tokens)
+            metrics[f"{split}_tokens.{name}"] = float(size.tokens)
     for name, size in blend.train.items():
-        metrics[f"blend.bytes_per_token.{name}"] = size.bytes / size.tokens
+        metrics[f"bytes_per_token.{name}"] = size.bytes / size.tokens
     return metrics

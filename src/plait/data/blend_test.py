@@ -64,8 +64,8 @@ def test_shards_hold_each_document_and_its_end(inputs, tmp_path, monkeypatch):
                 "tokens": sum(map(len, found)),
                 "bytes": num_bytes,
             }
-            assert metrics[f"blend.{split}_tokens.{category}"] == size.tokens
-    assert metrics["blend.train_tokens"] == sum(size.tokens for size in blend.train.values())
+            assert metrics[f"{split}_tokens.{category}"] == size.tokens
+    assert metrics["train_tokens"] == sum(size.tokens for size in blend.train.values())
     assert blend.phases == settings().phases
 
 
@@ -100,13 +100,20 @@ def test_an_interrupted_run_ends_in_the_same_files(inputs, tmp_path, monkeypatch
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_shards_of_other_documents_are_not_kept(inputs, tmp_path):
-    out = tmp_path / "out"
-    run(settings(), inputs, out)
-    file = inputs["documents"] / "documents" / "train" / "maths.jsonl"
-    file.write_text('{"text": "3"}\n')
-    run(settings(), inputs, out)
-    assert Blend.read(out).train["maths"].tokens == 2
+def test_optional_categories_may_be_missing(inputs, tmp_path, caplog):
+    for split in TEXTS:
+        (inputs["documents"] / "documents" / split / "maths.jsonl").unlink()
+    with pytest.raises(ConfigError, match="'maths', which has no documents"):
+        run(settings(), inputs, tmp_path / "strict")
+    run(settings(optional=["maths"]), inputs, tmp_path / "out")
+    assert "no documents of category maths" in caplog.text
+    assert [phase.weights for phase in Blend.read(tmp_path / "out").phases] == [
+        {"web": 3},
+        {"web": 1},
+    ]
+    only_maths = [{"until": 0.5, "weights": {"maths": 1}}, {"until": 1.0, "weights": {"web": 1}}]
+    with pytest.raises(ConfigError, match=r"until 0\.5 draws only from missing categories: maths"):
+        run(settings(only_maths, optional=["maths"]), inputs, tmp_path / "strict")
 
 
 @pytest.mark.parametrize(

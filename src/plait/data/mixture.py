@@ -7,13 +7,14 @@ gives the order. Row k is found by integer arithmetic alone, so any row of a run
 costs the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from pydantic import field_validator
 
 from plait.core.config import Settings
+from plait.core.errors import ConfigError
 
 
 class Phase(Settings):
@@ -31,6 +32,19 @@ class Phase(Settings):
         if wrong or not weights:
             raise ValueError(f"weights must be positive; wrong: {', '.join(wrong) or 'no weight'}")
         return weights
+
+    def without(self, names: Collection[str]) -> "Phase":
+        """Return the phase without some categories.
+
+        Raises: ConfigError if none is left.
+        """
+        weights = {name: weight for name, weight in self.weights.items() if name not in names}
+        if not weights:
+            raise ConfigError(
+                f"the phase until {self.until:g} draws only from missing categories: "
+                + ", ".join(self.weights)
+            )
+        return Phase(until=self.until, weights=weights)
 
 
 class Draw(NamedTuple):

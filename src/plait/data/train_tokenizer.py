@@ -80,8 +80,8 @@ def run(settings: TokenizerSettings, inputs: dict[str, Path], out: Path) -> dict
     )
     tokenizer.save(out)
     return {
-        "tokenizer.vocab_size": float(tokenizer.vocab_size),
-        "tokenizer.characters": float(sampled),
+        "vocab_size": float(tokenizer.vocab_size),
+        "characters": float(sampled),
     }
 
 

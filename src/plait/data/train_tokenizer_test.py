@@ -30,7 +30,7 @@ def test_stage_writes_a_tokenizer_directory_the_same_each_time(documents, tmp_pa
     settings = TokenizerSettings(vocab_size=370, num_special_tokens=16, chat_share=0.3)
     for out in ("first", "second"):
         metrics = run(settings, {"documents": documents}, tmp_path / out)
-        assert metrics["tokenizer.vocab_size"] == 370
+        assert metrics["vocab_size"] == 370
     files = sorted(file.name for file in (tmp_path / "first").iterdir())
     assert files == ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
     for name in files:
