@@ -135,13 +135,12 @@ class Thinking:
     def _look_for_opening(self) -> None:
         if self.answer_start is not None:
             return
-        text = self.output.lstrip()
-        if text.startswith(OPEN):
+        if self.output.startswith(OPEN):
             self.phase = Phase.THINKING
-            self.trace_start = len(self.output) - len(text) + len(OPEN)
+            self.trace_start = len(OPEN)
             self._prompt_ends_line = False
-            self._scan(bytes(text[len(OPEN) :]))
-        elif not OPEN.startswith(text):
+            self._scan(bytes(self.output[len(OPEN) :]))
+        elif not OPEN.startswith(self.output):
             self.answer_start = 0
 
     def _scan(self, piece: bytes) -> None:

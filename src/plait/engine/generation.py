@@ -46,6 +46,7 @@ class Generation:
         self._stop_ids = ends | set(params.stop_token_ids)
         self._uniforms = _uniforms(_draw_seed() if params.seed is None else params.seed)
         self._stops = [text.encode() for text in params.stop]
+        self._content_start: int | None = None
         self._searched = 0
         """Bytes of output in which no stop string ends."""
         self._stop_at: int | None = None
@@ -150,15 +151,22 @@ class Generation:
                     self._append(token, 0.0, forced=True)
 
     def _stop_string_came(self) -> bool:
-        output, start = self.thinking.output, self.thinking.answer_start
-        if start is None:
+        if self._content_start is None:
+            self._content_start = self._find_content()
+        if self._content_start is None:
             return False
-        if self.strips_answer and not output[max(start, self._searched) :].strip():
-            # White space before the answer is cut from it: no stop string lies there.
-            return False
-        self._stop_at = find_first(output, self._stops, self._searched, start)
+        output = self.thinking.output
+        self._stop_at = find_first(output, self._stops, self._searched, self._content_start)
         self._searched = len(output)
         return self._stop_at is not None
+
+    def _find_content(self) -> int | None:
+        """Return where the answer begins as the caller sees it, white space before it cut off."""
+        start = self.thinking.answer_start
+        if start is None or not self.strips_answer:
+            return start
+        content = self.thinking.output[start:].lstrip()
+        return len(self.thinking.output) - len(content) if content else None
 
 
 class SplitText:

@@ -41,7 +41,12 @@ class Loop:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Read one chunk of new prompts, if any wait and fit, and give every other row a token."""
+        """Give every running row a token, then let waiting prompts into the free rows and read."""
+        if decoding := self._scheduler.decoding:
+            # Usually 1. More when every row has forced tokens to read, as a lone request has.
+            width = min(generation.num_pending for generation in decoding)
+            logits = self._runner.decode([each.next_tokens(width) for each in decoding])
+            self._advance(decoding, logits)
         if prefill := self._scheduler.admit():
             pieces = [
                 generation.next_tokens(count)
@@ -50,11 +55,6 @@ class Loop:
             logits = self._runner.prefill(prefill.first_row, pieces, prefill.num_continued)
             self._scheduler.mark_read()
             self._advance(prefill.generations, logits)
-        if decoding := self._scheduler.decoding:
-            # Usually 1. More when every row has forced tokens to read, as a lone request has.
-            width = min(generation.num_pending for generation in decoding)
-            logits = self._runner.decode([each.next_tokens(width) for each in decoding])
-            self._advance(decoding, logits)
 
     def _advance(self, generations: list[Generation], logits: Tensor) -> None:
         """Sample for those that have read all they hold, and retire those that end."""

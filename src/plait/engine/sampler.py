@@ -9,6 +9,7 @@ temperature 1, nothing filtered or masked. That is what a trainer's forward comp
 tokens.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,24 +46,25 @@ def sample(
     Raises: PlaitError if the model gave logits that are not finite.
     """
     allowed = _allowed(logits[:, :num_ids], banned)
-    tokens = allowed.argmax(-1)
+    peaks, tokens = allowed.max(-1)
     drawn = [row for row, each in enumerate(params) if each.temperature > 0]
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
         probabilities = filtered_probabilities(allowed[index], [params[row] for row in drawn])
         tokens[index] = _inverse_cdf(probabilities, [uniforms[row] for row in drawn])
-    scores = logits.gather(-1, tokens[:, None])[:, 0].double()
-    wanted = any(each.logprobs for each in params)
-    if wanted:
-        scores = scores - logits.logsumexp(-1).double()
-    # One transfer for both; ids are exact in float64.
-    ids, values = torch.stack((tokens.double(), scores)).tolist()
-    if not all(map(_is_finite, values)):
+    scores = peaks
+    if wanted := any(each.logprobs for each in params):
+        scores = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    # One transfer for all; ids are exact in float64.
+    ids, logprobs, largest = torch.stack(
+        [each.double() for each in (tokens, scores, peaks)]
+    ).tolist()
+    if not all(map(math.isfinite, largest)):
         raise PlaitError(
             "the model gave logits that are not finite: its weights hold NaN or infinity, or its "
             "activations overflow in this dtype; try float32 or bfloat16"
         )
-    return Sampled([int(id_) for id_ in ids], values if wanted else [0.0] * len(ids))
+    return Sampled([int(id_) for id_ in ids], logprobs if wanted else [0.0] * len(ids))
 
 
 def filtered_probabilities(
@@ -71,8 +73,8 @@ def filtered_probabilities(
     """Return softmax(logits / temperature), filtered by top_k, then top_p, then min_p; not
     normalised.
 
-    Tokens as probable as the k-th are kept with it; of equally probable ones, top_p keeps the lower
-    ids.
+    Tokens exactly as probable as the last one that top_k or top_p keeps are kept with it, so the
+    result does not depend on an order among equals.
     """
     temperature = logits.new_tensor([each.temperature for each in params])[:, None]
     # The largest becomes 0, so that no temperature overflows.
@@ -110,11 +112,14 @@ def _keep_top_k(logits: Float[Tensor, "S V"], counts: list[int]) -> Float[Tensor
 
 
 def _keep_top_p(probabilities: Float[Tensor, "S V"], sums: list[float]) -> Float[Tensor, "S V"]:
-    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1, dtype=torch.float64) - ordered
     limit = torch.tensor(sums, dtype=torch.float64, device=probabilities.device)[:, None]
-    ordered = ordered.masked_fill(before >= limit, 0.0)
-    return torch.empty_like(probabilities).scatter_(-1, ids, ordered)
+    # Tokens below (1 - p) / V have less than 1 - p together, so the others reach p: only these are
+    # sorted, usually a few of many.
+    candidates = probabilities >= (1 - limit) / probabilities.shape[1]
+    ordered = probabilities.topk(int(candidates.sum(-1).max()), dim=-1).values
+    before = ordered.cumsum(-1, dtype=torch.float64) - ordered
+    least = ordered.gather(-1, (before < limit).sum(-1, keepdim=True) - 1)
+    return probabilities.masked_fill(probabilities < least, 0.0)
 
 
 def _inverse_cdf(probabilities: Float[Tensor, "S V"], uniforms: list[float]) -> Int[Tensor, " S"]:
@@ -123,7 +128,3 @@ def _inverse_cdf(probabilities: Float[Tensor, "S V"], uniforms: list[float]) -> 
     # The first id whose sum exceeds the target: one of probability 0 adds nothing and is never it.
     picks = torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)[:, 0]
     return picks.clamp(max=sums.shape[1] - 1)
-
-
-def _is_finite(value: float) -> bool:
-    return -float("inf") < value < float("inf")

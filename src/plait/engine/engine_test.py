@@ -1,0 +1,358 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plait.core.errors import CapacityError, CheckpointError, RequestError
+from plait.data.tokenizer import Tokenizer
+from plait.data.train_tokenizer import train_tokenizer
+from plait.engine.engine import Engine
+from plait.engine.fakes_test import MARK, ByteTokenizer, ScriptedModel
+from plait.engine.request import Completion, SamplingParams
+from plait.model.init import init_weights
+from plait.model.lm import HybridLM
+from plait.model.spec import ModelSpec
+
+GREEDY = SamplingParams(temperature=0)
+FAKE = ByteTokenizer("think", ">\n\n", "</")
+
+
+def script(name: int, prompt: str, output: str) -> tuple[list[int], list[int]]:
+    """Return a prompt that no other script has, and the whole script."""
+    prompt_ids = [NAMES[name], MARK, *FAKE.encode_plain(prompt)]
+    return prompt_ids, prompt_ids + FAKE.encode_plain(output)
+
+
+NAMES = list(range(60, 100))
+TRACE = "Assistant\n<think>\n"
+
+
+def test_more_requests_than_rows_each_in_its_own_state():
+    lengths = [1, 9, 2, 17, 5, 3, 30, 4, 8, 1]
+    pairs = [script(i, "q" * (1 + i % 4), "a" * n) for i, n in enumerate(lengths)]
+    model = ScriptedModel(FAKE, *(whole for _, whole in pairs))
+    engine = Engine(model, FAKE, max_num_seqs=3)
+    completions = engine.generate([prompt for prompt, _ in pairs], GREEDY)
+    for n, (prompt, whole), completion in zip(lengths, pairs, completions, strict=True):
+        assert completion.content == "a" * n
+        assert completion.finish_reason == "stop"
+        assert model.read[prompt[0]] == whole
+    assert model.widest == 3
+    # A free row is taken at once: no group waits for its longest answer.
+    assert model.num_forwards < sum(lengths) / 3 + max(lengths)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 7, 1000])
+def test_chunks_of_any_size_read_every_prompt_once(chunk):
+    pairs = [script(i, "p" * n, "abc") for i, n in enumerate([1, 11, 4, 6])]
+    model = ScriptedModel(FAKE, *(whole for _, whole in pairs))
+    engine = Engine(model, FAKE, max_num_seqs=3, prefill_chunk_tokens=chunk)
+    for completion in engine.generate([prompt for prompt, _ in pairs], GREEDY):
+        assert completion.content == "abc"
+    assert all(model.read[whole[0]] == whole for _, whole in pairs)
+
+
+def test_a_long_prompt_does_not_stall_a_running_answer():
+    short, long = script(0, "p", "a" * 30), script(1, "p" * 40, "b")
+    model = ScriptedModel(FAKE, short[1], long[1])
+    engine = Engine(model, FAKE, prefill_chunk_tokens=4)
+    engine.generate([short[0], long[0]], GREEDY)
+    # 44 prompt tokens of both make 11 chunks or so, each beside a decode step.
+    assert model.num_forwards < 31 + 14
+
+
+def run(output: str, prompt: str = TRACE, **fields) -> tuple[Completion, ScriptedModel]:
+    prompt_ids, whole = script(0, prompt, output)
+    model = ScriptedModel(FAKE, whole)
+    params = SamplingParams(temperature=0, **fields)
+    return Engine(model, FAKE).generate([prompt_ids], params)[0], model
+
+
+def test_newline_rule_closes_at_the_end_of_a_line():
+    completion, model = run("one\ntwo\nthree\n---answer", max_thinking_tokens=5)
+    assert completion.reasoning == "one\ntwo"
+    assert completion.num_reasoning_tokens == 8
+    # The forced close took the place of "thr": the script goes on behind it.
+    assert completion.content == "ee\n---answer"
+    assert completion.well_formed
+    assert model.read[NAMES[0]] == completion.prompt_ids + completion.token_ids[:-1]
+
+
+def test_newline_rule_forces_at_budget_and_grace():
+    completion, _ = run("x" * 100, max_thinking_tokens=5, budget_grace_tokens=20)
+    assert completion.num_reasoning_tokens == 25
+    assert completion.reasoning == "x" * 25
+    assert completion.well_formed
+
+
+@pytest.mark.parametrize("budget", [0, 1, 7])
+def test_hard_rule_is_exact(budget):
+    completion, model = run("x\n" * 50, max_thinking_tokens=budget, budget_rule="hard")
+    assert completion.num_reasoning_tokens == budget
+    assert (completion.reasoning or "") == ("x\n" * 50)[:budget].strip()
+    forced = sum(completion.forced)
+    assert forced == 3 + budget % 2
+    # The close is read at once: as a part of the prompt or as one chunk.
+    assert model.num_forwards == len(completion.token_ids) - forced
+
+
+def test_a_trace_that_ends_by_itself_is_left_alone():
+    completion, _ = run("ab\n</think>\n\nyes", max_thinking_tokens=5, budget_grace_tokens=3)
+    assert (completion.reasoning, completion.content) == ("ab", "yes")
+    assert not any(completion.forced)
+
+
+def test_reopening_is_masked_and_free_on_request():
+    output = "ab\n</think>\n\n<think>more</think>\n\nyes"
+    free, _ = run(output, free_think_tags=True)
+    assert (free.num_closing_tags, free.well_formed) == (2, False)
+    assert free.content == "<think>more</think>\n\nyes"
+    masked, _ = run(output)
+    assert masked.num_closing_tags == 1
+    assert masked.well_formed
+    assert "<think>" not in masked.content
+
+
+def test_an_exception_leaves_the_engine_usable():
+    prompt, whole = script(0, "p", "abc")
+    model = ScriptedModel(FAKE, whole)
+    engine = Engine(model, FAKE)
+    forward, model.forward = model.forward, lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        engine.generate([prompt], GREEDY)
+    model.forward = forward
+    assert engine.generate([prompt], GREEDY)[0].content == "abc"
+
+
+def test_a_stream_left_early_leaves_the_engine_usable():
+    prompt, whole = script(0, "p", "abc")
+    engine = Engine(ScriptedModel(FAKE, whole), FAKE)
+    stream = engine.stream(prompt, GREEDY)
+    assert next(stream).content == "a"
+    stream.close()
+    engine.model.read.clear()
+    assert engine.generate([prompt], GREEDY)[0].content == "abc"
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_no_character_is_shown_before_it_is_whole():
+    text = "né 😀€ END of <think>"
+    prompt, whole = script(0, "p", text)
+    engine = Engine(ScriptedModel(FAKE, whole), FAKE)
+    *deltas, last = engine.stream(prompt, SamplingParams(temperature=0, stop=("<think>",)))
+    assert [delta.content for delta in deltas] == list("né 😀€ END of ")
+    assert last.content == ""
+    assert last.completion.content == "né 😀€ END of "
+
+
+def test_memory_that_cannot_be_had(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+
+    prompt, whole = script(0, "p", "abc")
+    engine = Engine(ScriptedModel(FAKE, whole), FAKE)
+    monkeypatch.setattr("plait.engine.runner.HybridState.empty", refuse)
+    with pytest.raises(CapacityError, match=r"1 sequences of 256 tokens.*lower max_num_seqs"):
+        engine.generate([prompt])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    text = "hello world, the cat sat on it. User Assistant <think>\nso\n</think>\n\nyes é € "
+    return train_tokenizer([text] * 4, vocab_size=300)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> HybridLM:
+    # Wider than the tokenizer, as padded vocabularies are.
+    spec = ModelSpec.preset("test").model_copy(update={"vocab_size": tokenizer.vocab_size + 7})
+    return init_weights(HybridLM(spec, dtype=torch.float64), seed=0)
+
+
+def conversations(num: int) -> list[list[dict[str, str]]]:
+    switch = ["", " /no_think"]
+    return [
+        [{"role": "user", "content": "hello" + " cat" * (i * i % 13) + switch[i % 2]}]
+        for i in range(num)
+    ]
+
+
+def some_params(i: int) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=4 + 5 * (i % 4),
+        temperature=(0.0, 0.8, 1.5)[i % 3],
+        top_p=(1.0, 0.9)[i % 2],
+        top_k=(0, 20, 0)[i % 3],
+        min_p=(0.0, 0.01)[i // 2 % 2],
+        seed=i,
+        max_thinking_tokens=(None, 0, 3, 8)[i % 4],
+        budget_grace_tokens=4,
+        budget_rule=("newline", "hard")[i // 3 % 2],
+        logprobs=True,
+        stop=("e",) if i % 5 == 4 else (),
+        ignore_eos=i % 4 > 0,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(model, tokenizer) -> list[Completion]:
+    engine = Engine(model, tokenizer)
+    prompts = conversations(12)
+    return [engine.generate([p], some_params(i))[0] for i, p in enumerate(prompts)]
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    order=st.permutations(range(12)),
+    max_num_seqs=st.integers(2, 12),
+    chunk=st.sampled_from([3, 16, 40, 2048]),
+)
+def test_a_completion_does_not_depend_on_the_batch(
+    model, tokenizer, alone, order, max_num_seqs, chunk
+):
+    engine = Engine(model, tokenizer, max_num_seqs=max_num_seqs, prefill_chunk_tokens=chunk)
+    prompts = conversations(12)
+    together = engine.generate([prompts[i] for i in order], [some_params(i) for i in order])
+    for i, completion in zip(order, together, strict=True):
+        assert completion.token_ids == alone[i].token_ids
+        assert completion.content == alone[i].content
+        got, want = torch.tensor([completion.logprobs, alone[i].logprobs])
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_streams_join_to_the_same_completion(model, tokenizer, alone):
+    engine = Engine(model, tokenizer, prefill_chunk_tokens=11)
+    for i, prompt in enumerate(conversations(12)):
+        deltas = list(engine.stream(prompt, some_params(i)))
+        completion = deltas[-1].completion
+        assert completion is not None
+        assert completion.token_ids == alone[i].token_ids
+        assert "".join(delta.content for delta in deltas) == alone[i].content
+        assert "".join(delta.reasoning for delta in deltas) == (alone[i].reasoning or "")
+        assert all(delta.completion is None for delta in deltas[:-1])
+
+
+def test_logprobs_equal_those_of_the_whole_sequence_in_float32(model, tokenizer):
+    single = init_weights(HybridLM(model.spec), seed=0)
+    engine = Engine(single, tokenizer, max_num_seqs=5, prefill_chunk_tokens=32)
+    for completion in engine.generate(conversations(12), [some_params(i) for i in range(12)]):
+        start = len(completion.prompt_ids)
+        tokens = torch.tensor([completion.prompt_ids + completion.token_ids])
+        with torch.no_grad():
+            scores = single(tokens)[0, start - 1 : -1].log_softmax(-1)
+        want = scores.gather(-1, tokens[0, start:, None])[:, 0]
+        sampled = ~torch.tensor(completion.forced)
+        got = torch.tensor(completion.logprobs)
+        torch.testing.assert_close(got[sampled], want[sampled], atol=1e-4, rtol=0)
+        assert torch.all(got[~sampled] == 0)
+
+
+@pytest.mark.parametrize("rule", ["newline", "hard"])
+def test_every_budget_gives_well_formed_output(model, tokenizer, rule):
+    engine = Engine(model, tokenizer, max_num_seqs=40)
+    prompt = conversations(1)[0]
+    params = [
+        SamplingParams(
+            max_tokens=budget + 30,
+            max_thinking_tokens=budget,
+            budget_rule=rule,
+            budget_grace_tokens=6,
+            ignore_eos=True,
+            seed=budget,
+            temperature=3.0,
+        )
+        for budget in range(40)
+    ]
+    for budget, completion in enumerate(engine.generate([prompt] * 40, params)):
+        assert completion.well_formed
+        assert completion.text.count("</think>") == 1
+        assert "<think>" not in completion.content
+        low, high = (budget, budget) if rule == "hard" else (budget, budget + 6)
+        assert low <= completion.num_reasoning_tokens <= high
+
+
+def test_prompts_as_text_ids_and_conversation_are_the_same(model, tokenizer):
+    engine = Engine(model, tokenizer)
+    conversation = conversations(1)[0]
+    text = tokenizer.render(conversation)
+    ids = tokenizer.encode(text)
+    params = SamplingParams(max_tokens=4, temperature=0)
+    outputs = [c.token_ids for c in engine.generate([conversation, text, ids], params)]
+    assert outputs[0] == outputs[1] == outputs[2]
+    (off,) = engine.generate([conversation], params, enable_thinking=False)
+    assert off.reasoning is None
+    assert tokenizer.decode(off.prompt_ids).endswith("<think></think>")
+
+
+def test_torch_seed_decides_where_no_seed_is_given(model, tokenizer):
+    engine = Engine(model, tokenizer)
+    prompts, params = conversations(1) * 2, SamplingParams(max_tokens=12, ignore_eos=True)
+    torch.manual_seed(3)
+    first = [completion.token_ids for completion in engine.generate(prompts, params)]
+    torch.manual_seed(3)
+    second = [completion.token_ids for completion in engine.generate(prompts, params)]
+    assert first == second
+    assert first[0] != first[1]
+
+
+def test_training_goes_on_after_generation(model, tokenizer):
+    Engine(model, tokenizer).generate(conversations(1), SamplingParams(max_tokens=3))
+    model(torch.tensor([[20, 21, 22]])).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "message"),
+    [
+        ("hello", None, "put it in a list"),
+        ([[{"role": "user", "content": "hi"}], ""], None, "prompt 1: the prompt is empty"),
+        ([[]], None, "prompt is empty"),
+        ([["hi", "there"]], None, "a prompt is a text, a list of token ids or a list of messages"),
+        ([[{"role": "user", "content": 5}]], None, "prompt 0: .*must be text"),
+        (["hi"], [GREEDY, GREEDY], "1 prompts but 2 sampling parameters"),
+        (["hi" * 999], None, r"prompt 0: .* tokens and the context holds 64"),
+        (["hi"], SamplingParams(max_tokens=99), "context holds 64"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_bad_requests_are_refused_before_anything_runs(model, tokenizer, prompts, params, message):
+    engine = Engine(model, tokenizer, max_context=64)
+    generate = getattr(Engine.generate, "__wrapped__", Engine.generate)
+    with pytest.raises(RequestError, match=message):
+        generate(engine, prompts, params)
+
+
+def test_a_full_context_ends_the_output(model, tokenizer):
+    engine = Engine(model, tokenizer, max_context=24)
+    (completion,) = engine.generate([[20] * 10], SamplingParams(temperature=0, ignore_eos=True))
+    assert (len(completion.token_ids), completion.finish_reason) == (14, "length")
+
+
+def test_no_prompts_give_no_completions(model, tokenizer):
+    assert Engine(model, tokenizer).generate([]) == []
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer):
+    spec = ModelSpec.preset("test").model_copy(update={"vocab_size": 64})
+    with pytest.raises(CheckpointError, match="300 ids, the model 64"):
+        Engine(HybridLM(spec, device="meta"), tokenizer)
+
+
+@pytest.mark.parametrize("eos", [40, [40, 41]])
+def test_from_path_reads_model_tokenizer_and_end_tokens(model, tokenizer, tmp_path, eos):
+    from plait.model.hf import save
+
+    save(model, tmp_path)
+    tokenizer.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    engine = Engine.from_path(tmp_path, max_num_seqs=2, max_context=100)
+    assert engine._vocabulary.end_ids == {2, 12, 40} | ({41} if eos != 40 else set())
+    prompt, params = conversations(1), SamplingParams(max_tokens=8, temperature=0)
+    ours = Engine(model, tokenizer, end_ids=[40, 41]).generate(prompt, params)
+    assert engine.generate(prompt, params)[0].text == ours[0].text
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: not a JSON object"):
+        Engine.from_path(tmp_path)
