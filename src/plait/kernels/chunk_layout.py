@@ -53,9 +53,7 @@ class ChunkLayout(NamedTuple):
     """sequence at each rank"""
 
 
-def chunk_layout(
-    documents: Documents, chunk_length: int, block_tokens: int | None
-) -> ChunkLayout:
+def chunk_layout(documents: Documents, chunk_length: int, block_tokens: int | None) -> ChunkLayout:
     """Lay the tokens out in chunks, in blocks of about `block_tokens` (None: one block)."""
     bounds = documents.bounds
     starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)

@@ -10,6 +10,7 @@ are computed apart, from gathered windows that hold the initial state (or zeros)
 has not begun, and overwrite the others. So the gradient that reaches the shifted sums is zero there.
 """
 
+from bisect import bisect_left
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from plait.kernels.documents import Documents
 
 # elements in a block of tokens: with its temporaries it stays in a core's cache
-_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ELEMENTS = 1 << 18
 
 
 class ConvOutput(NamedTuple):
@@ -61,12 +62,8 @@ def causal_conv(
     if initial_state is None:
         initial_state = x.new_zeros(len(documents), x.shape[2], weight.shape[1] - 1)
     before = initial_state.to(x.dtype).transpose(1, 2).flatten(0, 1)
-    pool = torch.cat([before, flat.index_select(0, edges.tokens)])
-    windows = pool.index_select(0, edges.windows.flatten()).view(*edges.windows.shape, -1)
-    heads = F.silu((windows * taps).sum(1) + bias).to(x.dtype)
-    y = _ShiftedSums.apply(flat, taps, bias).index_copy_(0, edges.heads, heads)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-    final_state = pool.index_select(0, edges.final.flatten()).view(*edges.final.shape, -1)
-    return ConvOutput(y.view(x.shape), final_state.transpose(1, 2))
+    y, after = _Conv.apply(flat, taps, bias, before, edges)  # pyright: ignore[reportGeneralTypeIssues]
+    return ConvOutput(y.view(x.shape), after.view(len(documents), -1, x.shape[2]).transpose(1, 2))
 
 
 def conv_step(
@@ -97,6 +94,13 @@ class _Edges(NamedTuple):
     """what each head sees, as rows of the pool: S (W-1) rows of state, then the edge tokens"""
     final: Int[Tensor, "S W_minus_1"]
     """the last W-1 inputs of each document, as rows of the pool"""
+    head_list: list[int]
+    """`heads`, in ascending order"""
+
+    def heads_within(self, start: int, stop: int) -> Tensor:
+        """Return the heads among tokens start..stop, counted from start."""
+        low, high = bisect_left(self.head_list, start), bisect_left(self.head_list, stop)
+        return self.heads[low:high] - start
 
 
 def _edges(documents: Documents, num_taps: int) -> _Edges:
@@ -119,50 +123,82 @@ def _edges(documents: Documents, num_taps: int) -> _Edges:
     final = np.where(is_token, last_rows, state_rows + past + last)
     heads, tails = (starts + head)[is_head], (starts + last)[is_token]
     arrays = np.concatenate([heads, tails]), heads, windows[is_head], final
-    return _Edges(*(torch.from_numpy(array).to(documents.device) for array in arrays))
+    tensors = (torch.from_numpy(array).to(documents.device) for array in arrays)
+    return _Edges(*tensors, head_list=heads.tolist())
 
 
-class _ShiftedSums(torch.autograd.Function):
-    """silu(bias + sum_w taps[w] x[t - (W-1) + w]) over flat tokens, in blocks; zeros before the first."""
+class _Conv(torch.autograd.Function):
+    """The convolution over flat tokens (T, Ch), with states as rows (S (W-1), Ch) before and after."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, taps, bias)
+    def forward(
+        ctx: Any, x: Tensor, taps: Tensor, bias: Tensor, before: Tensor, edges: _Edges
+    ) -> tuple[Tensor, Tensor]:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         for start, stop in _blocks(x):
             into = y[start:stop] if y.dtype == taps.dtype else None
-            block = _before_silu(x, taps, bias, start, stop, into)
-            F.silu(block, inplace=True)
+            block = F.silu(_sums(x, taps, bias, start, stop, into), inplace=True)
             if into is None:
                 y[start:stop] = block
-        return y
+        pool = torch.cat([before, x.index_select(0, edges.tokens)])
+        y.index_copy_(0, edges.heads, F.silu(_head_sums(pool, taps, bias, edges)).to(x.dtype))
+        ctx.save_for_backward(x, taps, bias, pool)
+        ctx.edges = edges
+        return y, pool.index_select(0, edges.final.flatten())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        x, taps, bias = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor, dafter: Tensor) -> tuple[Tensor | None, ...]:
+        x, taps, bias, pool = ctx.saved_tensors
+        edges: _Edges = ctx.edges
         past = len(taps) - 1
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         dtaps, dbias = torch.zeros_like(taps), torch.zeros_like(bias)
         following = taps.new_zeros(past, x.shape[1])
         for start, stop in reversed(_blocks(x)):
-            before = _before_silu(x, taps, bias, start, stop, None)
-            # gradient of the sums, for this block and the W-1 tokens behind it
+            # gradient of the sums, in this block and at the W-1 tokens behind it
+            length = stop - start
             dsums = torch.cat([dy[start:stop].to(taps.dtype), following])
-            torch.ops.aten.silu_backward.grad_input(
-                dsums[: stop - start], before, grad_input=dsums[: stop - start]
-            )
+            _through_silu(dsums[:length], _sums(x, taps, bias, start, stop, None))
+            dsums.index_fill_(0, edges.heads_within(start, stop), 0)
             following = dsums[:past].clone()
-            gradient = dsums[: stop - start] * taps[past]
+            dbias += dsums[:length].sum(0)
+            into = dx[start:stop] if dx.dtype == taps.dtype else None
+            gradient = torch.mul(dsums[:length], taps[past], out=into)
             for shift in range(1, past + 1):
-                gradient.addcmul_(dsums[shift : shift + stop - start], taps[past - shift])
-            dx[start:stop] = gradient
-            dbias += dsums[: stop - start].sum(0)
+                gradient.addcmul_(dsums[shift : shift + length], taps[past - shift])
+            if into is None:
+                dx[start:stop] = gradient
             for shift in range(past + 1):
                 low = max(start, shift)
                 seen = x[low - shift : stop - shift]
-                dtaps[past - shift] += (dsums[low - start : stop - start] * seen).sum(0)
-        return dx, dtaps, dbias
+                dtaps[past - shift] += (dsums[low - start : length] * seen).sum(0)
+
+        dsums = dy.index_select(0, edges.heads).to(taps.dtype)
+        _through_silu(dsums, _head_sums(pool, taps, bias, edges))
+        dbias += dsums.sum(0)
+        dtaps += (_windows(pool, edges) * dsums[:, None]).sum(0)
+        dpool = torch.zeros_like(pool, dtype=taps.dtype)
+        dpool.index_add_(0, edges.windows.flatten(), (dsums[:, None] * taps).flatten(0, 1))
+        dpool.index_add_(0, edges.final.flatten(), dafter.to(taps.dtype))
+        dbefore, dtokens = dpool.to(x.dtype).split(
+            [len(pool) - len(edges.tokens), len(edges.tokens)]
+        )
+        return dx.index_add_(0, edges.tokens, dtokens), dtaps, dbias, dbefore, None
+
+
+def _windows(pool: Tensor, edges: _Edges) -> Tensor:
+    """Return what each head sees, (heads, W, Ch)."""
+    return pool.index_select(0, edges.windows.flatten()).view(*edges.windows.shape, -1)
+
+
+def _head_sums(pool: Tensor, taps: Tensor, bias: Tensor, edges: _Edges) -> Tensor:
+    return (_windows(pool, edges) * taps).sum(1) + bias
+
+
+def _through_silu(gradient: Tensor, sums: Tensor) -> None:
+    """Take a gradient back through SiLU, in place."""
+    torch.ops.aten.silu_backward.grad_input(gradient, sums, grad_input=gradient)
 
 
 def _blocks(x: Tensor) -> list[tuple[int, int]]:
@@ -170,10 +206,10 @@ def _blocks(x: Tensor) -> list[tuple[int, int]]:
     return [(start, min(start + length, len(x))) for start in range(0, len(x), max(length, 1))]
 
 
-def _before_silu(
+def _sums(
     x: Tensor, taps: Tensor, bias: Tensor, start: int, stop: int, out: Tensor | None
 ) -> Tensor:
-    """Return the sums for tokens start..stop, in `out` if given."""
+    """Return bias + the shifted sums for tokens start..stop, in `out` if given."""
     past = len(taps) - 1
     halo = x[max(start - past, 0) : stop].to(taps.dtype)
     current = len(halo) - (stop - start)
