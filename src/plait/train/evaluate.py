@@ -20,7 +20,7 @@ from plait.train.losses import next_token_loss
 
 @torch.no_grad()
 def bits_per_byte(
-    model: HybridLM, batches: Iterable[ValidationBatch], max_tokens: float = math.inf
+    model: HybridLM, batches: Iterable[ValidationBatch], max_tokens: int | None = None
 ) -> float:
     """Score batches until they end or `max_tokens` tokens have been read.
 
@@ -31,13 +31,13 @@ def bits_per_byte(
         nats += float(next_token_loss(model, batch).total)
         num_bytes += batch_bytes
         num_tokens += batch.tokens.numel()
-        if num_tokens >= max_tokens:
+        if max_tokens is not None and num_tokens >= max_tokens:
             break
     return nats / math.log(2) / max(num_bytes, 1)
 
 
 def validation_bits_per_byte(
-    model: HybridLM, blend: Path, tokens_per_batch: int, max_tokens: float = math.inf
+    model: HybridLM, blend: Path, tokens_per_batch: int, max_tokens: int | None = None
 ) -> dict[str, float]:
     """Return `bits_per_byte.<category>` for every category with validation text.
 

@@ -35,7 +35,7 @@ def test_loss_is_that_of_each_document_alone(model):
     output = next_token_loss(model, batch)
     want = 0.0
     for start, end in ((0, 9), (9, 10), (10, 24)):
-        logits = model(batch.tokens[:, start:end])[0].double()
+        logits = model(batch.tokens[:, start:end])[0].detach().double()
         losses = torch.nn.functional.cross_entropy(
             logits, batch.targets[0, start:end], reduction="none"
         )
@@ -92,9 +92,8 @@ def losses_of(tmp_path, precision, num_steps):
 
 
 def test_bfloat16_learns_like_float32_but_is_not_it(tmp_path):
-    exact, rounded = (losses_of(tmp_path, name, 25) for name in ("float32", "bfloat16"))
+    exact, rounded = (losses_of(tmp_path, name, 11) for name in ("float32", "bfloat16"))
     assert rounded[0] == pytest.approx(math.log(97), rel=0.5)
-    assert exact[-1] < 0.8 * exact[0]
-    assert rounded[-1] < 0.8 * rounded[0]
-    assert rounded == pytest.approx(exact, rel=0.05)
+    assert rounded[-1] < 0.5 * rounded[0]
+    assert rounded == pytest.approx(exact, rel=0.03)
     assert rounded != pytest.approx(exact, rel=1e-5)

@@ -174,8 +174,8 @@ def _summary(result: TrainResult) -> dict[str, float]:
     position, scores = result.position, result.evaluations
     before = {f"{name}_before": value for name, value in scores[min(scores)].items()}
     return {
-        "steps": position.step,
-        "tokens": position.tokens,
+        "steps": float(position.step),
+        "tokens": float(position.tokens),
         "tokens_per_s": position.tokens / position.elapsed_s,
         "loss": result.last["loss"],
         **scores[max(scores)],
