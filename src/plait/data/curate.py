@@ -1,0 +1,210 @@
+"""The stage `curate`: raw pages in, clean documents out, the fate of every page on record.
+
+    out/documents/{train,validation}/<category>.jsonl    text, id, metadata
+    out/funnel.json                                      what came in, what was dropped and why
+    out/dropped/<category>.jsonl                         if asked for
+    out/cache/                                           downloads and collected pages, kept
+
+    collect   sources -> WARC shards; each shard is one task of what follows
+    clean     read WARC, extract text, identify language, heuristic rules
+    exact     drop equal texts; compute MinHash signatures
+    near      drop near duplicates
+    split     documents to training and validation by a hash of their id
+
+Duplicates go before the split, so a validation document has no near copy in training. Every pass
+is a list of datatrove steps. Run again after a kill, the stage goes on at the first unfinished task
+and ends in the same bytes.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plait.core.artifact import atomic_directory, write_json
+from plait.core.errors import DataError
+from plait.core.seed import mix_seed
+from plait.data.collect import Shard, collect, file_states, user_files
+from plait.data.curate_settings import CurateSettings
+from plait.data.funnel import Funnel, Kept, describe_losses, stage_metrics
+
+__all__ = ["CurateSettings", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: CurateSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
+    """Curate documents from the sources of `settings`; it takes no inputs.
+
+    Returns: `documents_in`, `documents_kept`, `characters`, and `kept.<category>`,
+    `characters.<category>`.
+    Raises: ConfigError for a path that matches nothing; DataError for a source that cannot be had
+    or a required category that keeps no document.
+    """
+    fingerprint = _digest([settings.model_dump(mode="json"), file_states(user_files(settings))])
+    finished = _read_funnel(out)
+    if finished.get("fingerprint") == fingerprint:
+        shutil.rmtree(out / "cache" / "work", ignore_errors=True)
+        return stage_metrics(finished["categories"])
+    shards = collect(settings, out / "cache")
+    work, logs = _open_work(out, _digest([fingerprint, _shard_states(shards)]))
+    pages_in = _run_passes(settings, shards, work, logs)
+    funnel = _write_documents(settings, work, out, len(shards), pages_in)
+    table = funnel.table()
+    _check_not_empty(settings, table)
+    write_json(out / "funnel.json", {"fingerprint": fingerprint, "categories": table})
+    shutil.rmtree(work)
+    return stage_metrics(table)
+
+
+def _run_passes(
+    settings: CurateSettings, shards: list[Shard], work: Path, logs: Path
+) -> dict[str, int]:
+    """Run everything between the shards and `work/near`; return the pages read per category."""
+    # datatrove and the extractors take a second to import, which reading a recipe need not pay.
+    from plait.data import dedup
+    from plait.data.curate_io import PAGES_IN, DropWriter, PageReader, PassReader, PassWriter
+    from plait.data.extract import TextExtractor
+    from plait.data.filters import HeuristicFilter
+    from plait.data.language import LanguageFilter
+    from plait.data.passes import Passes, worker_pool
+
+    def drops(name: str, reason: str | None = None) -> DropWriter:
+        return DropWriter(work / "dropped" / name, settings.keep_dropped, reason)
+
+    categories, num_tasks = settings.categories, max(1, len(shards))
+    with worker_pool(settings.workers) as pool:
+        passes = Passes(logs, pool)
+        clean = [
+            PageReader(shards, drops("1_read")),
+            TextExtractor(categories, drops("2_extract")),
+            LanguageFilter(categories, drops("3_language")),
+            HeuristicFilter(categories, drops("4_heuristics")),
+            PassWriter(work / "clean"),
+            dedup.exact_signatures(work),
+        ]
+        passes.run("clean", clean, num_tasks)
+        passes.run("exact_find", [dedup.find_exact(work)], 1)
+        exact = [
+            PassReader(work / "clean"),
+            dedup.drop_exact(work, drops("5_exact", "exact_duplicate")),
+            PassWriter(work / "exact"),
+            dedup.near_signatures(work, settings.dedup),
+        ]
+        passes.run("exact_drop", exact, num_tasks)
+        num_bands = settings.dedup.num_bands
+        passes.run("near_find", [dedup.find_near(work, settings.dedup)], num_bands)
+        passes.run("near_cluster", [dedup.cluster_near(work, settings.dedup)], 1)
+        near = [
+            PassReader(work / "exact"),
+            dedup.drop_near(work, drops("6_near", "near_duplicate")),
+            PassWriter(work / "near"),
+        ]
+        passes.run("near_drop", near, num_tasks)
+        counters = passes.counters("clean")
+    return {name: counters.get(PAGES_IN + name, 0) for name in categories}
+
+
+def _write_documents(
+    settings: CurateSettings, work: Path, out: Path, num_tasks: int, pages_in: dict[str, int]
+) -> Funnel:
+    """Write the final files in the order of tasks and count what they hold."""
+    funnel = Funnel(settings.categories, pages_in)
+    kept = [work / "near" / f"{task:05d}.jsonl" for task in range(num_tasks)]
+    limits = _validation_limits(settings, kept)
+    with atomic_directory(out / "documents") as folder:
+        for split in ("train", "validation"):
+            (folder / split).mkdir()
+        for line, document in _lines(kept):
+            metadata = document["metadata"]
+            is_validation = _place(settings, document["id"]) <= limits[metadata["category"]]
+            split = "validation" if is_validation else "train"
+            with (folder / split / f"{metadata['category']}.jsonl").open("ab") as file:
+                file.write(line)
+            funnel.add_kept(
+                Kept(
+                    metadata["category"],
+                    metadata["language"],
+                    metadata["source"],
+                    metadata["licence"],
+                    len(document["text"]),
+                    len(document["text"].encode()),
+                    is_validation,
+                )
+            )
+    with atomic_directory(out / "dropped") as folder:
+        for line, document in _lines(sorted((work / "dropped").glob("*/*.jsonl"))):
+            funnel.add_dropped(document["category"], document["reason"])
+            if settings.keep_dropped:
+                with (folder / f"{document['category']}.jsonl").open("ab") as file:
+                    file.write(line)
+    if not settings.keep_dropped:
+        (out / "dropped").rmdir()
+    return funnel
+
+
+def _validation_limits(settings: CurateSettings, files: list[Path]) -> dict[str, float]:
+    """Return the place in [0, 1) up to which a category's documents are held out.
+
+    It is `validation_share`, or that of the lowest document where the share would give none.
+    """
+    lowest = dict.fromkeys(settings.categories, 1.0)
+    if settings.validation_share == 0:
+        return dict.fromkeys(settings.categories, -1.0)
+    for _, document in _lines(files):
+        name = document["metadata"]["category"]
+        lowest[name] = min(lowest[name], _place(settings, document["id"]))
+    return {name: max(settings.validation_share, place) for name, place in lowest.items()}
+
+
+def _place(settings: CurateSettings, document_id: str) -> float:
+    return mix_seed(settings.seed, "validation", document_id) / 2**63
+
+
+def _lines(files: list[Path]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for path in files:
+        if path.exists():
+            with path.open("rb") as lines:
+                for line in lines:
+                    yield line, json.loads(line)
+
+
+def _check_not_empty(settings: CurateSettings, table: dict[str, Any]) -> None:
+    """Refuse an empty category, or warn where the category is not required."""
+    for name, category in settings.categories.items():
+        if table[name]["documents_kept"]:
+            continue
+        problem = f"category {name!r} is empty: {describe_losses(table[name])}"
+        if category.required:
+            raise DataError(f"{problem}; add sources or widen its rules and languages")
+        logger.warning("%s; it is left out", problem)
+
+
+def _open_work(out: Path, fingerprint: str) -> tuple[Path, Path]:
+    """Return the folders of unfinished passes and of their logs, emptied if the work changed."""
+    work, logs = out / "cache" / "work", out / "logs"
+    marker = work / "fingerprint"
+    if not marker.exists() or marker.read_text() != fingerprint:
+        for folder in (work, logs):
+            shutil.rmtree(folder, ignore_errors=True)
+        work.mkdir(parents=True)
+        marker.write_text(fingerprint)
+    return work, logs
+
+
+def _shard_states(shards: list[Shard]) -> list[tuple[str, str, int]]:
+    return [(shard.path.name, shard.category, shard.path.stat().st_size) for shard in shards]
+
+
+def _read_funnel(out: Path) -> dict[str, Any]:
+    try:
+        return json.loads((out / "funnel.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,189 @@
+"""From the bytes of a page to its text: decoding, main-content extraction, tidying.
+
+Not for mathematics set as MathML or images: LaTeX between `\\(` and `\\)` or dollar signs survives,
+as it is plain text to the extractors.
+"""
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal
+
+from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+from resiliparse.parse.html import CSSParserException
+
+from plait.core.errors import ConfigError
+from plait.data.curate_settings import CategorySettings
+from plait.data.language import identify
+
+Extractor = Literal["justext", "resiliparse"]
+
+# Navigation in HTML5 and as the common generators of manuals mark it: DocBook, Texinfo, Sphinx.
+NAVIGATION = (
+    "nav", ".nav", ".navheader", ".navfooter", ".toc", ".header", ".contents", ".breadcrumb",
+    ".sphinxsidebar", ".related", ".headerlink", ".viewcode-link", ".longdesc-link",
+)  # fmt: skip
+
+# jusText's names of our languages; it has no list for Chinese, Japanese and Thai.
+STOP_LISTS = {
+    "en": "English", "ar": "Arabic", "da": "Danish", "nl": "Dutch", "fr": "French",
+    "de": "German", "it": "Italian", "ko": "Korean", "pl": "Polish", "pt": "Portuguese",
+    "ru": "Russian", "es": "Spanish", "sv": "Swedish",
+}  # fmt: skip
+
+_HTML = ("text/html", "application/xhtml+xml")
+_META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_MAX_BROKEN_SHARE = 0.001
+# Sphinx leaves the blanks around `name : type` to its style sheet.
+_SPHINX_TYPE = '<span class="classifier">'
+_XML_PROLOG = re.compile(r"^\s*<\?xml[^>]*\?>")
+# Images (often inside a link), comments and tags.
+_MARKDOWN_NOISE = re.compile(
+    r"\[?!\[[^\]]*\]\([^)]*\)(?:\]\([^)]*\))?|<!--.*?-->|</?[a-zA-Z][^>]*>", re.DOTALL
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\ufeff\u00ad]")
+
+
+def is_text(media_type: str, body: bytes) -> bool:
+    """Say whether a page is text, by its declared media type or, without one, by its start."""
+    if media_type:
+        name = media_type.split(";")[0].strip().lower()
+        return name.startswith("text/") or name in _HTML
+    start = body[:1024].lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<?xml")) or b"<html" in start
+
+
+def decode(body: bytes, declared: str | None) -> str | None:
+    """Decode a page, or return None if no encoding fits.
+
+    In order: byte-order mark; UTF-8 if it fits exactly (other encodings practically never do by
+    accident); the declared charset; that of a meta tag; the detected one. At last UTF-8 with up to
+    0.1 % of broken characters, which are marked U+FFFD.
+    """
+    for mark, encoding in _BOMS:
+        if body.startswith(mark):
+            return _decoded(body, encoding)
+    meta = _META_CHARSET.search(body[:4096])
+    named = [declared, meta[1].decode("ascii") if meta else None]
+    # Seven-bit and wide encodings are also valid UTF-8: there a declaration goes first.
+    shifted = b"\x1b$" in body or b"\x00" in body
+    candidates = [*named, "utf-8"] if shifted else ["utf-8", *named]
+    for encoding in (*candidates, detect_encoding(body, html5_compatible=False)):
+        text = _decoded(body, encoding) if encoding else None
+        if text is not None and "\x00" not in text:
+            return text
+    text = body.decode("utf-8", errors="replace")
+    broken = text.count("\ufffd")
+    return text if broken <= _MAX_BROKEN_SHARE * len(text) and "\x00" not in text else None
+
+
+def extract_text(html: str, extractor: Extractor, skip: Sequence[str] = ()) -> str:
+    """Return the main text of an HTML page, tidied; empty if it has none.
+
+    What the CSS selectors in `NAVIGATION` and `skip` name is left out (not by jusText, which judges
+    paragraphs by their links and stop words).
+    """
+    html = _XML_PROLOG.sub("", html).replace(_SPHINX_TYPE, f" : {_SPHINX_TYPE}")
+    text = extract_plain_text(
+        html,
+        main_content=True,
+        alt_texts=False,
+        comments=False,
+        skip_elements=[*NAVIGATION, *skip],
+    )
+    if extractor == "justext":
+        stop_list = STOP_LISTS.get(identify(text).code)
+        if stop_list is not None:
+            text = _justext(html, stop_list)
+    return tidy(text)
+
+
+def tidy(text: str) -> str:
+    """Normalise Unicode (NFC), blanks and line ends; drop control characters and echoed lines.
+
+    An echoed line repeats the line before it, as a heading and its anchor do.
+    """
+    text = unicodedata.normalize("NFC", _CONTROL.sub("", text.replace("\r\n", "\n")))
+    text = text.replace("\u00a0", " ").replace("\r", "\n").replace("¶", "")
+    kept: list[str] = []
+    last = ""
+    for line in text.split("\n"):
+        line = re.sub(r"\t[\t ]*", "\t", line.rstrip())
+        if not line:
+            if kept and kept[-1]:
+                kept.append("")
+        elif line.strip() != last or len(last) < 4:
+            kept.append(line)
+            last = line.strip()
+    return "\n".join(kept).strip()
+
+
+class TextExtractor(BaseFilter):
+    """Turns pages into text in place; drops those without any as `no_text`."""
+
+    name = "text extractor"
+
+    def __init__(
+        self, categories: dict[str, CategorySettings], exclusion_writer: DiskWriter | None = None
+    ) -> None:
+        super().__init__(exclusion_writer)  # pyright: ignore[reportArgumentType]
+        self.categories = categories
+        for name, category in categories.items():
+            _check_selectors(name, category.skip)
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """Extract the text of a page according to its category and media type."""
+        category = self.categories[doc.metadata["category"]]
+        media_type = doc.metadata.pop("media_type").split(";")[0].strip().lower()
+        if category.content == "code":
+            doc.metadata["language"] = media_type.removeprefix("text/").removeprefix("x-")
+            doc.text = doc.text.replace("\r\n", "\n").strip()
+        elif media_type in _HTML or not media_type:
+            doc.text = extract_text(doc.text, category.extractor, category.skip)
+        elif media_type == "text/markdown":
+            doc.text = tidy(_MARKDOWN_NOISE.sub("", doc.text))
+        else:
+            doc.text = tidy(doc.text)
+        return bool(doc.text) or (False, "no_text")
+
+
+def _check_selectors(category: str, selectors: Sequence[str]) -> None:
+    for selector in selectors:
+        try:
+            extract_plain_text("<p>a</p>", skip_elements=[selector])
+        except CSSParserException:
+            raise ConfigError(
+                f"categories.{category}.skip: {selector!r} is not a CSS selector"
+            ) from None
+
+
+def _decoded(body: bytes, encoding: str) -> str | None:
+    for name in (map_encoding_to_html5(encoding, fallback_utf8=False), encoding):
+        try:
+            return body.decode(name) if name else None
+        except (UnicodeDecodeError, LookupError):
+            continue
+    return None
+
+
+def _justext(html: str, stop_list: str) -> str:
+    import justext
+    from lxml.etree import ParserError
+
+    try:
+        paragraphs = justext.justext(html, justext.get_stoplist(stop_list))
+    except ParserError:
+        return ""
+    return "\n\n".join(p.text for p in paragraphs if not p.is_boilerplate)
