@@ -74,14 +74,14 @@ class Engine:
         max_num_seqs: int = 32,
         max_context: int | None = None,
     ) -> "Engine":
-        """Read a Hugging Face directory with its tokenizer.
+        """Load a Hugging Face directory, or hub id, with its tokenizer.
 
         dtype: None keeps that of the files.
         Raises: CheckpointError or DataError naming the file that is missing or wrong.
         """
-        from plait.model.hf import load
+        from plait.model.hf import load, local_directory
 
-        directory = Path(directory)
+        directory = local_directory(directory)
         return cls(
             load(directory, dtype=dtype, device=device),
             Tokenizer.from_directory(directory),

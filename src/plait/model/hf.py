@@ -48,7 +48,7 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Device = 
     Raises: CheckpointError naming file and tensor if the weights do not fit the config;
     ConfigError if the config asks for something this family does not have.
     """
-    directory = _download(str(source)) if is_hub_id(source) else Path(source)
+    directory = local_directory(source)
     spec = read_spec(directory)
     model = HybridLM(spec, device="meta")
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -62,6 +62,14 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Device = 
         )
     model.load_state_dict(tensors, assign=True)
     return model
+
+
+def local_directory(source: str | Path) -> Path:
+    """Return the directory of a model on this machine; one named by a hub id is downloaded first.
+
+    Raises: CheckpointError if the hub does not give it.
+    """
+    return _download(str(source)) if is_hub_id(source) else Path(source)
 
 
 def save(
