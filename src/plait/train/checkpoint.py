@@ -67,8 +67,8 @@ def save_checkpoint(
 ) -> None:
     """Write `directory`/step_* and delete all but the newest `keep`; every process must call it."""
     tensors = {
-        "model.safetensors": _portable(model.state_dict()),
-        "optimizer.safetensors": _portable(_optimizer_state(model, optimizer)),
+        "model.safetensors": parallel.gathered(model.state_dict()),
+        "optimizer.safetensors": parallel.gathered(_optimizer_state(model, optimizer)),
         "random.safetensors": _random_state(),
     }
     if parallel.is_main():
@@ -143,10 +143,6 @@ def _problem(folder: Path) -> str | None:
     except (ValueError, KeyError, TypeError):
         return "state.json cannot be read"
     return None
-
-
-def _portable(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: parallel.whole(tensor).cpu().contiguous() for name, tensor in state.items()}
 
 
 def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

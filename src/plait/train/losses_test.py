@@ -80,6 +80,15 @@ class Pattern:
         self.number = state["number"]
 
 
+class Uneven(Pattern):
+    """The same with other weights in every batch."""
+
+    def __next__(self):
+        batch = super().__next__()
+        weights = (torch.arange(64) % (self.number % 7 + 2) == 0).float()[None]
+        return batch._replace(weights=weights)
+
+
 def losses_of(tmp_path, precision, num_steps):
     model = set_precision(init_weights(HybridLM(ModelSpec.preset("test")), 3), precision)
     chosen = settings(

@@ -10,7 +10,7 @@ process, which holds for models that fit its memory.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, if it did."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+    if not dist.is_torchelastic_launched() or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
@@ -101,6 +101,11 @@ def agreed(value: Value) -> Value:
 def whole(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gather sharded tensors in main memory; every process must call it."""
+    return {name: whole(tensor).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def placed_like(like: Tensor, value: Tensor) -> Tensor:

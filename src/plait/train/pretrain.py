@@ -164,8 +164,7 @@ def _gathered(model: HybridLM) -> HybridLM:
     if parallel.num_processes() == 1:
         return model
     gathered = HybridLM(model.spec, device="meta")
-    tensors = {name: parallel.whole(t).cpu() for name, t in model.state_dict().items()}
-    gathered.load_state_dict(tensors, assign=True)
+    gathered.load_state_dict(parallel.gathered(model.state_dict()), assign=True)
     return gathered
 
 
