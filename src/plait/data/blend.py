@@ -41,6 +41,8 @@ class BlendSettings(Settings):
     optional: tuple[str, ...] = ()
     """Categories that curation may have left out for want of pages; the others share their
     weight."""
+    unused: tuple[str, ...] = ()
+    """Categories of documents that this blend leaves for another one."""
 
     @field_validator("phases")
     @classmethod
@@ -104,7 +106,7 @@ def run(settings: BlendSettings, inputs: dict[str, Path], out: Path) -> dict[str
     Raises: ConfigError if weights and categories do not match; DataError for an empty category.
     """
     tokenizer = Tokenizer.from_directory(inputs["tokenizer"])
-    files = {split: document_files(inputs["documents"], split) for split in SPLITS}
+    files = {split: _used(settings, inputs["documents"], split) for split in SPLITS}
     phases = _phases_of(settings, files["train"], inputs["documents"])
     num_bytes = np.array([len(text) for text in tokenizer.token_bytes], dtype=np.int32)
     sizes: dict[str, dict[str, ShardSize]] = {split: {} for split in SPLITS}
@@ -128,6 +130,11 @@ def run(settings: BlendSettings, inputs: dict[str, Path], out: Path) -> dict[str
     return _summary(blend)
 
 
+def _used(settings: BlendSettings, documents: Path, split: str) -> dict[str, Path]:
+    files = document_files(documents, split)
+    return {name: file for name, file in files.items() if name not in settings.unused}
+
+
 def _phases_of(
     settings: BlendSettings, files: Mapping[str, Path], folder: Path
 ) -> tuple[Phase, ...]:
@@ -145,7 +152,7 @@ def _phases_of(
     for name in sorted(files.keys() - weighted):
         raise ConfigError(
             f"{folder} holds documents of category {name!r}, which no phase gives a weight; "
-            "give it one or remove it from the curation stage"
+            "give it one, list it under unused or remove it from the curation stage"
         )
     return phases
 

@@ -147,3 +147,10 @@ def test_token_bytes_are_those_of_the_tokenizer(inputs, tmp_path):
     assert table[:16].tolist() == [0] * 16
     assert np.all(table[16:272] == 1)
     assert np.all(table[272:] > 1)
+
+
+def test_unused_categories_are_left_for_another_blend(inputs, tmp_path):
+    web = [{"until": 1.0, "weights": {"web": 1}}]
+    run(settings(web, unused=["maths"]), inputs, tmp_path / "out")
+    assert set(Blend.read(tmp_path / "out").train) == {"web"}
+    assert not list((tmp_path / "out").rglob("maths*"))

@@ -1,0 +1,51 @@
+"""Every shipped recipe is read, checked and, where it trains, built on the meta device."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plait.cli.run import STAGES, check_recipe
+from plait.core.recipe import read_recipe
+from plait.model.lm import HybridLM
+from plait.train.pretrain import PretrainSettings
+
+RECIPES = sorted(path for path in (Path(__file__).parent.parent / "recipes").iterdir())
+VOCABULARY = {"tiny": 2048, "nano-12b-v2": 131_072}
+PARAMETERS = {"nano-12b-v2": 12_310_001_152}
+
+
+@pytest.mark.parametrize("directory", RECIPES, ids=lambda path: path.name)
+def test_recipe_is_checked_and_its_model_builds(directory):
+    stages = check_recipe(read_recipe(directory))
+    for stage in stages:
+        assert json.loads(stage.settings.model_dump_json())
+    trained = [s.settings for s in stages if isinstance(s.settings, PretrainSettings)]
+    for settings in trained:
+        if settings.model is not None:
+            spec = settings.spec(VOCABULARY[directory.name])
+            model = HybridLM(spec, device="meta")
+            count = sum(p.numel() for p in model.parameters())
+            assert count == spec.num_parameters == PARAMETERS.get(directory.name, count)
+    assert trained
+
+
+def test_the_report_s_numbers():
+    stages = {
+        s.file.key: s.settings for s in check_recipe(read_recipe(RECIPES[0].parent / "nano-12b-v2"))
+    }
+    pretrain, extend, blend = stages["pretrain"], stages["extend"], stages["blend"]
+    assert isinstance(pretrain, PretrainSettings)
+    assert pretrain.tokens_per_step == 6_029_312
+    assert pretrain.total_tokens == 20 * 10**12
+    assert pretrain.decay_tokens == 36 * 10**11
+    assert [phase.until for phase in blend.phases] == [0.6, 0.9, 1.0]
+    assert len(blend.phases[0].weights) == 13
+    assert extend.schedule.num_steps == 3004
+    assert extend.schedule.rate(0) == extend.schedule.rate(3003) == 4.5e-6
+
+
+def test_tiny_runs_every_kind_of_stage():
+    """The tiny recipe is the whole path, so a stage kind it leaves out is never run in tests."""
+    tiny = read_recipe(RECIPES[0].parent / "tiny")
+    assert {stage.kind for stage in tiny.stages} == set(STAGES)
