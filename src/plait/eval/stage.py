@@ -1,0 +1,203 @@
+"""The stage `eval`: what the trained model can do, and what its thinking budget trades.
+
+Asks held-out questions with thinking on, off and under budgets, each twice: with think tags
+masked by the engine, as it serves (`think`, `no_think`, `budget_<n>`), and with tags left to the
+model (`<setting>.free`), which measures well-formedness instead of enforcing it. Accuracy and
+tokens are those of serving; well-formedness is the measured one. Bits per byte come from
+pretraining, before its first and after its last step.
+
+Reads `model` (a run folder with `model/` and `data/test.jsonl`) and `pretrain` (its
+`metrics.jsonl`); writes `scores.json` and `answers.jsonl`, the same bytes on every run.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from plait.core.artifact import write_atomic, write_json
+from plait.core.config import Settings
+from plait.core.errors import ConfigError, DataError
+from plait.core.progress import Progress
+from plait.engine.engine import Engine
+from plait.engine.request import Completion, SamplingParams
+from plait.eval.run import (
+    Answer,
+    Conversation,
+    Mean,
+    Result,
+    Setting,
+    Verifier,
+    ask,
+    check_verifiers,
+    read_questions,
+    summarise,
+)
+from plait.grade.number import grade_number
+
+VERIFIERS: dict[str, Verifier] = {"number": grade_number}
+FREE = ".free"
+_BITS = "eval.bits_per_byte."
+
+
+class EvalSettings(Settings):
+    """Settings of the stage `eval`."""
+
+    num_questions: int | None = Field(None, gt=0)
+    """Ask only the first ones; None = all."""
+    budgets: tuple[int, ...] = (0, 4, 8, 16, 24, 32, 48)
+    """Thinking budgets in tokens, rising. A line of a keyed-chain trace takes about 7; our choice.
+    """
+    budget_rule: Literal["newline", "hard"] = "newline"
+    """As in serving; newline is the report's rule (section 3.4)."""
+    max_tokens: int = Field(128, gt=0)
+    """Most tokens of trace and answer together."""
+    temperature: float = Field(0.0, ge=0)
+    """0 = greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus of sampling; without effect when greedy."""
+    seed: int = 0
+    """Of sampling; without effect when greedy."""
+    max_num_seqs: int = Field(64, gt=0)
+    """Questions generated at once."""
+
+    @field_validator("budgets")
+    @classmethod
+    def _rising(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
+        if any(budget < 0 for budget in budgets) or sorted(set(budgets)) != list(budgets):
+            raise ValueError(f"budgets must be rising numbers of tokens, 0 or more: {budgets}")
+        return budgets
+
+    def ways_of_asking(self) -> list[Setting]:
+        """Return the settings to measure, served ones first, each then with free think tags."""
+        params = SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            budget_rule=self.budget_rule,
+        )
+        served = [Setting("think", True, params), Setting("no_think", False, params)]
+        served += [
+            Setting(
+                f"budget_{budget}",
+                True,
+                params.model_copy(update={"max_thinking_tokens": budget}),
+            )
+            for budget in self.budgets
+        ]
+        free = [
+            Setting(name + FREE, thinking, params.model_copy(update={"free_think_tags": True}))
+            for name, thinking, params in served
+        ]
+        return served + free
+
+
+def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
+    """Evaluate `inputs["model"]` on its held-out questions and write scores and answers to `out`.
+
+    Raises: ConfigError for a missing input; DataError for questions or pretraining scores that are
+    missing or cannot be read.
+    """
+    model, pretrain = (_required(inputs, role) for role in ("model", "pretrain"))
+    before, after = read_bits_per_byte(pretrain / "metrics.jsonl")
+    questions = read_questions(model / "data" / "test.jsonl", settings.num_questions)
+    check_verifiers(questions, VERIFIERS)
+    engine = Engine.from_path(model / "model", max_num_seqs=settings.max_num_seqs)
+
+    def generate(
+        conversations: list[Conversation], params: list[SamplingParams]
+    ) -> list[Completion]:
+        return engine.generate(conversations, params)
+
+    ways = settings.ways_of_asking()
+    answers: list[Answer] = []
+    results: list[Result] = []
+    with Progress("eval", len(ways) * len(questions), "questions") as progress:
+        for way in ways:
+            given = ask(questions, way, generate, VERIFIERS, settings.seed)
+            answers += given
+            results.append(summarise(way, given))
+            accuracy = results[-1].overall.accuracy
+            progress.advance(len(questions), f"{way.name} {accuracy:.3f}")
+    lines = [json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in answers]
+    write_atomic(out / "answers.jsonl", "".join(lines))
+    bits = {"before": before, "after": after}
+    write_json(
+        out / "scores.json",
+        {"results": [result_record(result) for result in results], "bits_per_byte": bits},
+    )
+    return metrics(results, before, after) | {"num_questions": float(len(questions))}
+
+
+def read_bits_per_byte(file: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Return bits per byte by category before pretraining (step 0) and after its last evaluation.
+
+    Raises: DataError if one of them is absent or they differ in categories.
+    """
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: no readable metrics of pretraining: {error}") from None
+    by_step = {
+        line["step"]: {
+            key.removeprefix(_BITS): value for key, value in line.items() if key.startswith(_BITS)
+        }
+        for line in lines
+        if any(key.startswith(_BITS) for key in line)
+    }
+    if 0 not in by_step or len(by_step) < 2 or by_step[0].keys() != by_step[max(by_step)].keys():
+        raise DataError(
+            f"{file}: needs {_BITS}<category> at step 0 and at a later step, for the same "
+            f"categories; found evaluations at steps {sorted(by_step)}: run pretraining again"
+        )
+    return by_step[0], by_step[max(by_step)]
+
+
+def metrics(
+    results: list[Result], before: dict[str, float], after: dict[str, float]
+) -> dict[str, float]:
+    """Flatten the results: accuracy and tokens as served, well-formedness as measured."""
+    served = [result for result in results if not result.setting.name.endswith(FREE)]
+    measured = [result for result in results if result.setting.name.endswith(FREE)]
+    flat: dict[str, float] = {}
+    for result in served:
+        flat[f"accuracy.{result.setting.name}"] = result.overall.accuracy
+    flat["well_formed"] = sum(result.well_formed for result in measured) / len(measured)
+    flat |= {f"bits_per_byte.{category}": value for category, value in after.items()}
+    flat |= {f"bits_per_byte_before.{category}": value for category, value in before.items()}
+    flat |= {f"tokens.{result.setting.name}": result.total_tokens for result in served}
+    for result in measured:
+        flat[f"well_formed.{result.setting.name.removesuffix(FREE)}"] = result.well_formed
+    for result in served:
+        for family, mean in result.families.items():
+            flat[f"accuracy.{result.setting.name}.{family}"] = mean.accuracy
+    return flat
+
+
+def result_record(result: Result) -> dict[str, Any]:
+    """Return a result as scores.json holds it."""
+    setting = result.setting
+    return {
+        "setting": setting.name,
+        "thinking": setting.thinking,
+        "budget": setting.params.max_thinking_tokens,
+        "free_think_tags": setting.params.free_think_tags,
+        "params": json.loads(setting.params.model_dump_json(exclude_defaults=True)),
+        **_mean_record(result.overall),
+        "families": {family: _mean_record(mean) for family, mean in result.families.items()},
+        "well_formed": result.well_formed,
+        "cut_off": result.cut_off,
+        "reasoning_tokens": result.reasoning_tokens,
+        "total_tokens": result.total_tokens,
+    }
+
+
+def _mean_record(mean: Mean) -> dict[str, float | int]:
+    return dict(mean._asdict())
+
+
+def _required(inputs: dict[str, Path], role: str) -> Path:
+    if role not in inputs:
+        raise ConfigError(f"eval needs the input {role!r}: name a stage under [inputs]")
+    return inputs[role]

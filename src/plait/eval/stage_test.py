@@ -1,0 +1,135 @@
+"""The stage on a tiny random model: what it writes, returns and refuses."""
+
+import json
+
+import pytest
+import torch
+
+from plait.core.errors import ConfigError, DataError
+from plait.data.train_tokenizer import train_tokenizer
+from plait.eval.stage import EvalSettings, read_bits_per_byte, run
+from plait.model.hf import save
+from plait.model.init import init_weights
+from plait.model.lm import HybridLM
+from plait.model.spec import ModelSpec
+
+SETTINGS = EvalSettings(num_questions=5, budgets=(0, 3), max_tokens=8, max_num_seqs=4)
+NAMES = ["think", "no_think", "budget_0", "budget_3"]
+FAMILIES = ("sum", "count", "largest")
+
+
+def held_out_question(index):
+    return {
+        "id": f"q{index}",
+        "family": FAMILIES[index % 3],
+        "prompt": [{"role": "user", "content": f"Let R={index}, B=2. What is the sum?"}],
+        "verifier": "number",
+        "reference": str(index + 2),
+    }
+
+
+def write_metrics(folder, evaluations):
+    lines = [{"step": 1, "tokens": 10, "loss": 5.0}]
+    lines += [
+        {"step": step, "eval.bits_per_byte.web": bits, "eval.bits_per_byte.code": bits / 2}
+        for step, bits in evaluations.items()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    tokenizer = train_tokenizer(["Let R=7, B=2. What is the sum?"] * 3, vocab_size=287)
+    tokenizer.save(folder / "tokenizer")
+    spec = ModelSpec.preset("test", vocab_size=tokenizer.vocab_size)
+    model = init_weights(HybridLM(spec), 3)
+    save(model, folder / "sft" / "model", tokenizer_from=folder / "tokenizer")
+    (folder / "sft" / "data").mkdir()
+    text = "".join(json.dumps(held_out_question(i)) + "\n" for i in range(7))
+    (folder / "sft" / "data" / "test.jsonl").write_text(text)
+    write_metrics(folder / "pretrain", {0: 7.5, 20: 3.0, 40: 2.5})
+    return {"model": folder / "sft", "pretrain": folder / "pretrain"}
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory, request):
+    request.addfinalizer(lambda threads=torch.get_num_threads(): torch.set_num_threads(threads))
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("eval")
+    return out, run(SETTINGS, inputs, out)
+
+
+def test_summary_has_every_key(finished):
+    _, summary = finished
+    expected = {"well_formed", "num_questions"}
+    for name in NAMES:
+        expected |= {f"accuracy.{name}", f"tokens.{name}", f"well_formed.{name}"}
+        expected |= {f"accuracy.{name}.{family}" for family in FAMILIES}
+    for category in ("web", "code"):
+        expected |= {f"bits_per_byte.{category}", f"bits_per_byte_before.{category}"}
+    assert set(summary) == expected
+    assert summary["num_questions"] == 5
+    assert (summary["bits_per_byte_before.web"], summary["bits_per_byte.web"]) == (7.5, 2.5)
+    assert all(isinstance(value, float) for value in summary.values())
+
+
+def test_scores_and_answers_tell_the_same_story(finished):
+    out, summary = finished
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    results = {
+        result["setting"]: result
+        for result in json.loads((out / "scores.json").read_text())["results"]
+    }
+    assert list(results) == NAMES + [name + ".free" for name in NAMES]
+    for name, result in results.items():
+        own = [answer for answer in answers if answer["setting"] == name]
+        assert len(own) == result["num_questions"] == 5
+        assert result["accuracy"] == sum(answer["score"] for answer in own) / 5
+        assert result["total_tokens"] == sum(answer["num_tokens"] for answer in own) / 5
+    assert results["budget_3"]["budget"] == 3
+    assert results["budget_3.free"]["free_think_tags"]
+    for name in NAMES:
+        assert summary[f"accuracy.{name}"] == results[name]["accuracy"]
+        assert summary[f"tokens.{name}"] == results[name]["total_tokens"]
+        assert summary[f"well_formed.{name}"] == results[f"{name}.free"]["well_formed"]
+
+
+def test_the_engine_obeys_the_switch_and_the_budget(finished):
+    out, _ = finished
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    by_setting = {name: [a for a in answers if a["setting"] == name] for name in NAMES}
+    for answer in by_setting["no_think"]:
+        assert answer["reasoning"] is None
+        assert answer["well_formed"]
+    for answer in by_setting["budget_0"]:
+        assert (answer["reasoning"], answer["num_reasoning_tokens"]) == ("", 0)
+        assert answer["well_formed"]
+    assert all(answer["reasoning"] is not None for answer in by_setting["think"])
+    assert all("/think" not in answer["question"] for answer in answers)
+
+
+def test_a_second_run_writes_the_same_bytes(finished, inputs, tmp_path):
+    out, summary = finished
+    assert run(SETTINGS, inputs, tmp_path) == summary
+    for name in ("scores.json", "answers.jsonl"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+@pytest.mark.parametrize("evaluations", [{}, {0: 7.0}, {20: 3.0, 40: 2.5}])
+def test_missing_bits_per_byte_are_refused(inputs, tmp_path, evaluations):
+    write_metrics(tmp_path / "pretrain", evaluations)
+    with pytest.raises(DataError, match="at step 0 and at a later step"):
+        run(SETTINGS, inputs | {"pretrain": tmp_path / "pretrain"}, tmp_path / "out")
+    with pytest.raises(DataError, match="no readable metrics"):
+        read_bits_per_byte(tmp_path / "metrics.jsonl")
+
+
+def test_missing_inputs_and_wrong_budgets_are_refused(inputs, tmp_path):
+    with pytest.raises(ConfigError, match="eval needs the input 'pretrain'"):
+        run(SETTINGS, {"model": inputs["model"]}, tmp_path)
+    for budgets in ([4, 0], [-1], [2, 2]):
+        with pytest.raises(ConfigError, match="rising"):
+            EvalSettings.parse({"budgets": budgets}, "06_eval.toml")
