@@ -1,0 +1,240 @@
+"""The figures of the report, as SVG text.
+
+Each function takes plain numbers and returns one figure. Text stays text and colours are written
+as variables of the page (`var(--series-1)`), so a figure takes the page's font and follows it from
+light to dark. The same numbers give the same bytes.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from plait.core.errors import PlaitError
+
+NUM_SERIES = 8
+MAX_POINTS = 400
+
+# Colours that stand for variables of the page until the SVG is written.
+_INK, _GRID = "#010101", "#020202"
+_SERIES = [f"#0{index}0{index}0a" for index in range(NUM_SERIES)]
+_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
+    colour: f"var(--series-{index + 1})" for index, colour in enumerate(_SERIES)
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 8,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "figure.constrained_layout.use": True,
+}
+_SIZE = (4.3, 2.8)
+
+
+class Curve(NamedTuple):
+    """A named line of points, with standard errors if there are any."""
+
+    name: str
+    values: Sequence[float]
+    errors: Sequence[float] | None = None
+    dashed: bool = False
+
+
+def training_curves(
+    name: str,
+    tokens: Sequence[float],
+    loss: Sequence[float],
+    rate: Sequence[float],
+    switches: Sequence[float] = (),
+) -> str:
+    """Draw loss per token (nats) over the learning rate, `switches` (tokens) as vertical lines."""
+    with _figure() as figure:
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+        bins = _bins(tokens, loss)
+        if len(loss) > len(bins.x):
+            upper.fill_between(
+                bins.x, bins.low, bins.high, color=_SERIES[0], alpha=0.25, linewidth=0
+            )
+        upper.plot(bins.x, bins.mean, color=_SERIES[0])
+        upper.set_ylabel("loss, nats per token")
+        lower.plot(tokens, rate, color=_SERIES[1])
+        lower.set_ylim(0, max(rate) * 1.1 or 1)
+        lower.set_ylabel("rate")
+        lower.set_xlabel("tokens")
+        for axes in (upper, lower):
+            for switch in switches:
+                axes.axvline(switch, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        if switches:
+            _note_switches(upper, switches, tokens[-1])
+        _count_axis(lower.xaxis)
+        return _svg(figure, name)
+
+
+def curves_over_tokens(
+    name: str, tokens: Sequence[float], curves: Sequence[Curve], label: str
+) -> str:
+    """Draw one line per curve over training tokens."""
+    with _figure() as figure:
+        axes = figure.subplots()
+        for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+            axes.plot(
+                tokens, curve.values, color=colour, label=curve.name, marker="o", markersize=2.5
+            )
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(label)
+        _count_axis(axes.xaxis)
+        _legend(figure, axes)
+        return _svg(figure, name)
+
+
+def curves_over_budget(
+    name: str, budgets: Sequence[str], curves: Sequence[Curve], label: str
+) -> str:
+    """Draw shares in [0, 1] over thinking budgets; errors as bars."""
+    with _figure() as figure:
+        axes = figure.subplots()
+        for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+            style = {"linestyle": (0, (3, 2)), "linewidth": 1.2} if curve.dashed else {}
+            axes.errorbar(
+                range(len(budgets)),
+                curve.values,
+                yerr=curve.errors,
+                color=colour,
+                label=curve.name,
+                marker="" if curve.dashed else "o",
+                markersize=3,
+                elinewidth=0.9,
+                capsize=1.5,
+                **style,
+            )
+        axes.set_xticks(range(len(budgets)), budgets)
+        axes.set_xlabel("thinking budget, tokens")
+        axes.set_ylim(-0.03, 1.04)
+        axes.set_ylabel(label)
+        _legend(figure, axes)
+        return _svg(figure, name)
+
+
+def stacked_bars(
+    name: str, rows: Sequence[str], parts: Sequence[Curve], label: str, *, share: bool = False
+) -> str:
+    """Draw one horizontal bar per row, made of parts; as shares of the row's sum if `share`."""
+    with _figure(height=max(1.6, 0.28 * len(rows) + 1.2)) as figure:
+        axes = figure.subplots()
+        sums = [sum(part.values[row] for part in parts) or 1.0 for row in range(len(rows))]
+        left = [0.0] * len(rows)
+        for part, colour in zip(parts, _colours(len(parts)), strict=True):
+            scale = sums if share else [1.0] * len(rows)
+            widths = [value / total for value, total in zip(part.values, scale, strict=True)]
+            axes.barh(
+                range(len(rows)), widths, left=left, height=0.66, color=colour, label=part.name
+            )
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        axes.set_yticks(range(len(rows)), rows)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(label)
+        if share:
+            axes.set_xlim(0, 1)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        _legend(figure, axes)
+        return _svg(figure, name)
+
+
+class _Bins(NamedTuple):
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def _bins(x: Sequence[float], y: Sequence[float]) -> _Bins:
+    """Average neighbouring points, so that a long run does not make a heavy page."""
+    width = -(-len(y) // MAX_POINTS) if len(y) > MAX_POINTS else max(1, len(y) // 80)
+    groups = [slice(start, start + width) for start in range(0, len(y), width)]
+    return _Bins(
+        [sum(x[group]) / len(x[group]) for group in groups],
+        [sum(y[group]) / len(y[group]) for group in groups],
+        [min(y[group]) for group in groups],
+        [max(y[group]) for group in groups],
+    )
+
+
+@contextmanager
+def _figure(height: float = _SIZE[1]) -> Iterator[Any]:
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PlaitError(
+            "the report's figures need matplotlib: install it with pip install 'plait[eval]'"
+        ) from None
+    with rc_context(_STYLE):
+        yield Figure(figsize=(_SIZE[0], height))
+
+
+def _svg(figure: Any, name: str) -> str:
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # Text is drawn by the reader's browser, so what matplotlib's own font lacks is no matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    tag, body = text[text.index("<svg") :].split(">", 1)
+    # The page sets the size.
+    text = re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + body
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    # Several figures share one page, so their ids must differ.
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+
+
+def _colours(number: int) -> list[str]:
+    return [_SERIES[index % NUM_SERIES] for index in range(number)]
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1.2
+    )
+
+
+def _count_axis(axis: Any) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _note_switches(axes: Any, switches: Sequence[float], end: float) -> None:
+    for number, (start, stop) in enumerate(zip([0.0, *switches], [*switches, end], strict=True)):
+        axes.annotate(
+            str(number + 1) if number else "phase 1",
+            ((start + stop) / 2, 0.97),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="top",
+            fontsize=7,
+        )

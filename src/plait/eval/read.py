@@ -1,0 +1,106 @@
+"""A run directory as the report reads it: stage folders, finished or not, and what is in them.
+
+Nothing here knows how a stage works; a file that is absent or not yet whole reads as empty, for a
+report must also be possible of a run that stopped half-way.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_STAGE_FOLDER = re.compile(r"(\d+)_\w+")
+
+
+class StageRecord(NamedTuple):
+    """What one stage folder holds."""
+
+    name: str
+    """Of the folder: `04_pretrain`."""
+    kind: str
+    path: Path
+    settings: dict[str, Any]
+    """Resolved settings of the stage."""
+    manifest: dict[str, Any]
+    """Empty while the stage is unfinished."""
+    lines: list[dict[str, Any]]
+    """Of metrics.jsonl."""
+
+    @property
+    def finished(self) -> bool:
+        """True once the manifest stands."""
+        return bool(self.manifest)
+
+    @property
+    def training_steps(self) -> list[dict[str, Any]]:
+        """Lines of optimizer steps."""
+        return [line for line in self.lines if "loss" in line and "step" in line]
+
+    def evaluations(self, prefix: str) -> dict[int, dict[str, float]]:
+        """Return the scores of evaluations by step, names cut by `prefix`."""
+        found: dict[int, dict[str, float]] = {}
+        for line in self.lines:
+            scores = {
+                key.removeprefix(prefix): value
+                for key, value in line.items()
+                if key.startswith(prefix)
+            }
+            if scores and "step" in line:
+                found[line["step"]] = scores
+        return found
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON product of the stage, {} if it has none."""
+        return _read_object(self.path / name)
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """Return a JSON-lines product of the stage, [] if it has none."""
+        return _read_lines(self.path / name)
+
+
+def read_stages(run_directory: Path) -> list[StageRecord]:
+    """Return the stages of a run in the order of their numbers."""
+    folders = [
+        (int(match[1]), path)
+        for path in run_directory.iterdir()
+        if path.is_dir() and (match := _STAGE_FOLDER.fullmatch(path.name))
+    ]
+    records = []
+    for _, path in sorted(folders):
+        origin = _read_object(path / "settings.json")
+        records.append(
+            StageRecord(
+                name=path.name,
+                kind=str(origin.get("stage", "unknown")),
+                path=path,
+                settings=origin.get("settings") or {},
+                manifest=_read_object(path / "manifest.json"),
+                lines=_read_lines(path / "metrics.jsonl"),
+            )
+        )
+    return records
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    values = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            # The last line of a run that was killed.
+            break
+        if isinstance(value, dict):
+            values.append(value)
+    return values
