@@ -9,12 +9,9 @@ The long-context phase of the recipe is this stage again: longer sequences, cons
 `model` from the stage before.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from plait.core.errors import ConfigError
@@ -22,13 +19,13 @@ from plait.core.seed import mix_seed
 from plait.data.blend import Blend
 from plait.data.loader import BlendLoader
 from plait.data.tokenizer import Tokenizer
-from plait.model.hf import load, save
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
 from plait.train import parallel
 from plait.train.evaluate import validation_bits_per_byte
-from plait.train.loop import LoopSettings, TrainResult, TrainSettings, train
+from plait.train.fit import fit, load_masters, session
+from plait.train.loop import LoopSettings, TrainResult, TrainSettings
 from plait.train.losses import next_token_loss
 from plait.train.precision import Precision, set_precision
 from plait.train.schedule import Schedule
@@ -118,31 +115,29 @@ def run(settings: PretrainSettings, inputs: dict[str, Path], out: Path) -> dict[
     tokenizer = Tokenizer.from_directory(tokenizer_directory)
     _check_vocabulary(Blend.read(blend).vocab_size, tokenizer, blend)
     plan = TrainSettings.of(settings, settings.schedule, "pretrain")
-    with _threads(settings.num_threads), parallel.process_group():
+    loader = BlendLoader(
+        blend,
+        total_tokens=plan.schedule.num_steps * settings.tokens_per_step,
+        sequence_tokens=settings.sequence_tokens,
+        rows_per_batch=settings.rows_per_batch,
+        seed=mix_seed(settings.seed, "order"),
+    )
+
+    def evaluate(model: HybridLM, step: int) -> dict[str, float]:
+        row = settings.sequence_tokens * settings.rows_per_batch
+        return validation_bits_per_byte(model, blend, row, settings.evaluation_tokens)
+
+    with session(settings.num_threads):
         model = _model(settings, inputs, tokenizer)
-        parallel.shard(model, model.backbone.layers)
-        loader = BlendLoader(
-            blend,
-            total_tokens=plan.schedule.num_steps * settings.tokens_per_step,
-            sequence_tokens=settings.sequence_tokens,
-            rows_per_batch=settings.rows_per_batch,
-            seed=mix_seed(settings.seed, "order"),
+        result = fit(
+            model, loader, next_token_loss, plan, out, tokenizer_directory, evaluate=evaluate
         )
-
-        def evaluate(model: HybridLM, step: int) -> dict[str, float]:
-            row = settings.sequence_tokens * settings.rows_per_batch
-            return validation_bits_per_byte(model, blend, row, settings.evaluation_tokens)
-
-        result = train(model, loader, next_token_loss, plan, out, evaluate=evaluate)
-        gathered = _gathered(model)
-        if parallel.is_main():
-            save(gathered, out / "model", tokenizer_from=tokenizer_directory)
-        return _summary(result)
+    return _summary(result)
 
 
 def _model(settings: PretrainSettings, inputs: dict[str, Path], tokenizer: Tokenizer) -> HybridLM:
     """Return initial weights: an earlier stage's, or random ones."""
-    source, device = inputs.get("model"), parallel.device()
+    source = inputs.get("model")
     if (source is None) == (settings.model is None):
         raise ConfigError(
             "pretrain takes its weights from the setting `model` (a preset or table, random "
@@ -151,21 +146,13 @@ def _model(settings: PretrainSettings, inputs: dict[str, Path], tokenizer: Token
     if source is None:
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         spec = settings.spec(tokenizer.vocab_size, **ids, pad_token_id=tokenizer.pad_id)
-        model = init_weights(HybridLM(spec, device=device), mix_seed(settings.seed, "weights"))
+        model = init_weights(
+            HybridLM(spec, device=parallel.device()), mix_seed(settings.seed, "weights")
+        )
     else:
-        nested = source / "model"
-        model = load(nested if nested.is_dir() else source, dtype=torch.float32, device=device)
+        model = load_masters(source)
         _check_vocabulary(model.spec.vocab_size, tokenizer, source)
     return set_precision(model, settings.precision)
-
-
-def _gathered(model: HybridLM) -> HybridLM:
-    """Return the model with whole tensors; every process must call it."""
-    if parallel.num_processes() == 1:
-        return model
-    gathered = HybridLM(model.spec, device="meta")
-    gathered.load_state_dict(parallel.gathered(model.state_dict()), assign=True)
-    return gathered
 
 
 def _summary(result: TrainResult) -> dict[str, float]:
@@ -200,13 +187,3 @@ def _check_vocabulary(vocab_size: int, tokenizer: Tokenizer, source: Path) -> No
             f"{source} has a vocabulary of {vocab_size}, the tokenizer one of "
             f"{tokenizer.vocab_size}: both must come from the same tokenizer stage"
         )
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    former = torch.get_num_threads()
-    torch.set_num_threads(number or former)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)
