@@ -1,4 +1,7 @@
 import math
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,10 @@ from plait.train.evaluate import bits_per_byte
 from plait.train.loop import train
 from plait.train.losses import next_token_loss
 from plait.train.precision import set_precision
+
+# Losses of the first steps on the counting pattern. Made by
+# python -m plait.train.losses_test > src/plait/train/losses_golden.txt
+GOLDEN = Path(__file__).with_name("losses_golden.txt")
 
 
 def batch_of(lengths, seed=0, vocab=97):
@@ -103,6 +110,14 @@ def losses_of(tmp_path, precision, num_steps):
 def test_bfloat16_learns_like_float32_but_is_not_it(tmp_path):
     exact, rounded = (losses_of(tmp_path, name, 11) for name in ("float32", "bfloat16"))
     assert rounded[0] == pytest.approx(math.log(97), rel=0.5)
+    assert exact == pytest.approx([float(line) for line in GOLDEN.read_text().split()], rel=1e-3)
     assert rounded[-1] < 0.5 * rounded[0]
     assert rounded == pytest.approx(exact, rel=0.03)
     assert rounded != pytest.approx(exact, rel=1e-5)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for loss in losses_of(Path(folder), "float32", 11):
+            sys.stdout.write(f"{loss:.6f}\n")

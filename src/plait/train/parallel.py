@@ -17,8 +17,6 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 Value = TypeVar("Value")
 
@@ -68,6 +66,8 @@ def shard(model: nn.Module, layers: nn.ModuleList) -> None:
     """
     if num_processes() == 1:
         return
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
     for module in (*layers, model):
         fully_shard(module)
         sharded = cast(FSDPModule, module)
@@ -100,6 +100,10 @@ def agreed(value: Value) -> Value:
 
 def whole(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; every process must call it."""
+    if num_processes() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -111,6 +115,10 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def placed_like(like: Tensor, value: Tensor) -> Tensor:
     """Put a whole tensor where `like` lives: on its device and in its slices."""
     value = value.to(like.device)
+    if num_processes() == 1:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(like, DTensor) and value.shape == like.shape:
         return distribute_tensor(value, like.device_mesh, like.placements)
     return value

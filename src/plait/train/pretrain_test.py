@@ -11,7 +11,7 @@ from plait.data import blend
 from plait.data.train_tokenizer import train_tokenizer
 from plait.model.hf import load
 from plait.model.spec import ModelSpec
-from plait.train import pretrain
+from plait.train import fit, pretrain
 from plait.train.conftest import lines
 from plait.train.pretrain import PretrainSettings, run
 
@@ -110,7 +110,7 @@ def test_killed_training_resumes_to_the_same_model(trained, inputs, tmp_path, mo
     with pytest.raises(Crash):
         run(parse(), inputs, tmp_path)
     monkeypatch.setattr(pretrain, "next_token_loss", pretrain_loss)
-    monkeypatch.setattr(pretrain, "save", lambda *_, **__: (_ for _ in ()).throw(Crash))
+    monkeypatch.setattr(fit, "save", lambda *_, **__: (_ for _ in ()).throw(Crash))
     with pytest.raises(Crash):
         run(parse(), inputs, tmp_path)
     monkeypatch.undo()

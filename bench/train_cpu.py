@@ -1,0 +1,301 @@
+"""Training, prefill and memory on a processor, beside transformers' NemotronH of the same weights.
+
+    training   tokens/s of forward + backward + AdamW of a ~5M hybrid, rows of 512 tokens
+    prefill    tokens/s of a prompt of 4,096 tokens into a fresh state, ~100M hybrid
+    memory     peak growth of one forward of the ~100M hybrid at T = 2,048, 4,096 and 8,192
+
+Both sides run in one process, turn by turn, in float32 with the same number of threads; medians of
+rounds, and the ratio is the median of the rounds' ratios, so a disturbance hits both. Before
+anything is timed the logits and the training losses of both must agree. transformers clamps dt at
+`time_step_min` where the checkpoints mean `time_step_limit`; that is repaired first.
+
+Targets: training >= 3x, prefill >= 2.5x, memory linear in T.
+
+    .venv/bin/python bench/train_cpu.py [--quick] [--rounds 7] [--out bench/results/FILE.md]
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from plait.data.loader import PackedBatch
+from plait.model.hf import save
+from plait.model.init import init_weights
+from plait.model.lm import HybridLM
+from plait.model.spec import ModelSpec
+from plait.model.state import HybridState
+from plait.train.losses import next_token_loss
+from plait.train.optim import AdamWSettings, adamw, set_learning_rate
+
+# Proportions of Nemotron Nano 9B v2, vocabulary cut so that embeddings keep a like share.
+SMALL = {
+    "pattern": "M-M*-M-M-",
+    "hidden_size": 240,
+    "intermediate_size": 840,
+    "vocab_size": 2048,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attention_head_dim": 60,
+    "mamba_num_heads": 16,
+    "mamba_head_dim": 32,
+    "num_groups": 4,
+    "state_size": 64,
+}
+LARGE = {
+    "pattern": "M-M-MM-M-M*-M-M-M-M*-MM-M-M-",
+    "hidden_size": 640,
+    "intermediate_size": 2240,
+    "vocab_size": 16384,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "attention_head_dim": 128,
+    "mamba_num_heads": 24,
+    "mamba_head_dim": 64,
+    "num_groups": 8,
+    "state_size": 128,
+}
+TOLERANCE = 1e-4
+
+
+class Sizes(NamedTuple):
+    """What is run."""
+
+    training: dict[str, Any]
+    prefill: dict[str, Any]
+    rows: int
+    row_tokens: int
+    prompt_tokens: int
+    memory_tokens: tuple[int, ...]
+
+
+FULL = Sizes(SMALL, LARGE, 4, 512, 4096, (2048, 4096, 8192))
+_SHORT = SMALL | {"pattern": "M-*", "hidden_size": 64, "intermediate_size": 96, "vocab_size": 256}
+QUICK = Sizes(_SHORT, _SHORT, 2, 48, 96, (64, 128, 256))
+
+
+def build(fields: dict[str, Any]) -> HybridLM:
+    """Return a model whose every parameter is random: D = 1 and norms of 1 would hide mistakes."""
+    model = init_weights(HybridLM(ModelSpec.parse(fields, "bench")), 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("A_log"):
+                weight.uniform_(0.0, 2.5, generator=generator)
+            elif name.endswith("dt_bias"):
+                weight.uniform_(-9.0, 0.0, generator=generator)
+            elif name.endswith((".D", "norm.weight", "norm_f.weight")):
+                weight.normal_(1.0, 0.2, generator=generator)
+    return model
+
+
+def foreign(model: HybridLM) -> Any:
+    """Return transformers' model of the same weights."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as directory:
+        save(model, Path(directory) / "model")
+        other = AutoModelForCausalLM.from_pretrained(f"{directory}/model", dtype=torch.float32)
+    for layer in other.model.layers:
+        if layer.block_type == "linear_attention":
+            layer.mixer.time_step_limit = tuple(model.spec.time_step_limit)
+    return other
+
+
+def random_tokens(model: HybridLM, *shape: int) -> torch.Tensor:
+    """Return tokens, the same ones every time."""
+    return torch.randint(model.spec.vocab_size, shape, generator=torch.Generator().manual_seed(2))
+
+
+@torch.inference_mode()
+def check_logits(ours: HybridLM, theirs: Any, num_tokens: int) -> float:
+    """Return the largest difference of logits relative to their spread; stop if it is not small."""
+    tokens = random_tokens(ours, 1, num_tokens)
+    want = theirs(tokens, use_cache=False).logits
+    error = float((ours(tokens) - want).abs().max() / want.std())
+    if not error < TOLERANCE:
+        sys.exit(f"logits differ by {error:.1e} of their spread: nothing to time")
+    return error
+
+
+def training_steps(ours: HybridLM, theirs: Any, sizes: Sizes) -> tuple[Callable, Callable]:
+    """Return one training step of each side on the same rows, both returning the mean loss."""
+    tokens = random_tokens(ours, sizes.rows, sizes.row_tokens)
+    weights = torch.ones(tokens.shape)
+    weights[:, -1] = 0.0
+    ends = torch.arange(0, tokens.numel() + 1, sizes.row_tokens, dtype=torch.int32)
+    packed = [x.reshape(1, -1) for x in (tokens, tokens.roll(-1, 1), weights)]
+    batch = PackedBatch(packed[0], packed[1], packed[2], ends)
+    optimizers = [adamw(model, AdamWSettings()) for model in (ours, theirs)]
+    for optimizer in optimizers:
+        set_learning_rate(optimizer, 1e-4)
+    theirs.train()
+
+    def our_step() -> float:
+        optimizers[0].zero_grad()
+        output = next_token_loss(ours, batch)
+        mean = output.total / output.weight
+        mean.backward()
+        optimizers[0].step()
+        return float(mean.detach())
+
+    def their_step() -> float:
+        optimizers[1].zero_grad()
+        mean = theirs(tokens, labels=tokens, use_cache=False).loss
+        mean.backward()
+        optimizers[1].step()
+        return float(mean.detach())
+
+    return our_step, their_step
+
+
+def prefills(ours: HybridLM, theirs: Any, num_tokens: int) -> tuple[Callable, Callable]:
+    """Return a prefill of each side that keeps the state and the last logits."""
+    tokens = random_tokens(ours, 1, num_tokens)
+    last = torch.tensor([num_tokens - 1])
+
+    @torch.inference_mode()
+    def our_prefill() -> None:
+        state = HybridState.empty(
+            ours.spec, 1, num_tokens, dtype=torch.float32, device=torch.device("cpu")
+        )
+        ours(tokens, state=state, logits_for=last)
+
+    @torch.inference_mode()
+    def their_prefill() -> None:
+        theirs(tokens, use_cache=True, logits_to_keep=1)
+
+    return our_prefill, their_prefill
+
+
+def duel(ours: Callable, theirs: Callable, rounds: int) -> tuple[list[float], list[float]]:
+    """Time both in turn, first one first and then the other, after a round of warming up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        order = (0, 1) if number % 2 else (1, 0)
+        for side in order:
+            started = time.perf_counter()
+            (ours, theirs)[side]()
+            if number:
+                times[side].append(time.perf_counter() - started)
+    return times
+
+
+def row(name: str, num_tokens: int, times: tuple[list[float], list[float]]) -> str:
+    """Return a line of the table: rates, ratio, and the spread of the ratio."""
+    ours, theirs = (num_tokens / statistics.median(side) for side in times)
+    ratios = sorted(b / a for a, b in zip(*times, strict=True))
+    return (
+        f"| {name} | {ours:,.0f} | {theirs:,.0f} | {statistics.median(ratios):.2f} "
+        f"| {ratios[0]:.2f} - {ratios[-1]:.2f} |"
+    )
+
+
+def memory_of(sizes: Sizes, num_tokens: int) -> int:
+    """Return by how many bytes the peak of this fresh process exceeds what it held before.
+
+    Linux only: the memory held now is in /proc.
+    """
+    model = build(sizes.prefill)
+    with torch.inference_mode():
+        model(random_tokens(model, 1, 16))
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        model(random_tokens(model, 1, num_tokens), logits_for=torch.tensor([num_tokens - 1]))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak - pages * resource.getpagesize()
+
+
+def memory_rows(sizes: Sizes, arguments: list[str]) -> list[str]:
+    """Measure each length in a process of its own, for a peak never falls."""
+    lines = ["| tokens | peak growth (MiB) | KiB per token |", "|---|---|---|"]
+    for num_tokens in sizes.memory_tokens:
+        command = [sys.executable, __file__, *arguments, "--memory-of", str(num_tokens)]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        grown = int(found.stdout)
+        per_token = grown / 1024 / num_tokens
+        lines.append(f"| {num_tokens:,} | {grown / 2**20:,.0f} | {per_token:,.1f} |")
+    return lines
+
+
+def facts(options: argparse.Namespace) -> list[str]:
+    """Return what a reader needs to judge the numbers."""
+    import transformers
+
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [
+        line.partition(":")[2].strip()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+        if line.startswith("model name")
+    ]
+    return [
+        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start",
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, float32",
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {options.rounds} rounds: "
+        f"`python {' '.join(sys.argv)}`",
+    ]
+
+
+def measure(sizes: Sizes, options: argparse.Namespace) -> list[str]:
+    """Check, then time everything; return the report's lines."""
+    lines = [f"- {fact}" for fact in facts(options)]
+    table = ["| what | plait tokens/s | transformers tokens/s | ratio | spread |"]
+    table.append("|---|---|---|---|---|")
+    ours = build(sizes.training)
+    theirs = foreign(ours)
+    error = check_logits(ours, theirs, sizes.row_tokens)
+    ours_step, their_step = training_steps(ours, theirs, sizes)
+    losses = ours_step(), their_step()
+    if abs(losses[0] - losses[1]) > TOLERANCE * losses[1]:
+        sys.exit(f"first losses differ, {losses[0]} and {losses[1]}: nothing to time")
+    size = f"{ours.spec.num_parameters / 1e6:.1f}M"
+    lines.append(f"- logits of the {size} model agree to {error:.1e} of their spread")
+    name = f"training, {size}, {sizes.rows} x {sizes.row_tokens}"
+    num_tokens = sizes.rows * sizes.row_tokens
+    table.append(row(name, num_tokens, duel(ours_step, their_step, options.rounds)))
+    ours = build(sizes.prefill)
+    theirs = foreign(ours).eval()
+    error = check_logits(ours, theirs, 257)
+    size = f"{ours.spec.num_parameters / 1e6:.0f}M"
+    lines.append(f"- logits of the {size} model agree to {error:.1e} of their spread")
+    pair = prefills(ours, theirs, sizes.prompt_tokens)
+    name = f"prefill, {size}, {sizes.prompt_tokens:,}"
+    table.append(row(name, sizes.prompt_tokens, duel(*pair, options.rounds)))
+    forwarded = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    return [*lines, "", *table, "", *memory_rows(sizes, forwarded)]
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    sizes = QUICK if options.quick else FULL
+    if options.memory_of is not None:
+        print(memory_of(sizes, options.memory_of))
+        return
+    report = "\n".join(["# Training and prefill on a processor", "", *measure(sizes, options), ""])
+    print(report)
+    if options.out is not None:
+        options.out.write_text(report)
+
+
+if __name__ == "__main__":
+    main()
