@@ -235,9 +235,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "mamba_head_dim": 64,
     },
-    # Trained from scratch on two processor cores by recipes/tiny.
-    # The demo's. Its initial weights are about 1 / sqrt(width), as in wide models; 0.02 would leave a
-    # layer of this width nearly silent, and learning takes several times as long.
+    # Trained from scratch on two processor cores by recipes/tiny. Initial weights are about
+    # 1 / sqrt(width), as in wide models: with 0.02, layers this narrow say almost nothing at first
+    # and learning takes several times as long.
     "tiny": {
         "pattern": "M-M*-M*-",
         "hidden_size": 64,
