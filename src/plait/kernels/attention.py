@@ -1,9 +1,25 @@
-"""Causal grouped-query attention without positions."""
+"""Causal grouped-query attention without position encoding, over documents or over a cache.
+
+The arithmetic is PyTorch's fused attention, whose memory is linear in the number of tokens; this
+module only decides how to ask for it. Packed documents are attended one by one, so there is never a
+mask over a whole row. Over a cache, the query heads that share a key/value head are folded into the
+query axis: the keys and values are then read once and never repeated, which is what decoding spends
+its time on.
+
+Scores are scaled by E**-0.5. Query head j reads key/value head j // (Hq/Hk).
+"""
+
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from plait.kernels.documents import Documents
+
+# new tokens attended at once over a cache: bounds the mask to this many rows
+_QUERY_TILE = 256
 
 
 def causal_attention(
@@ -11,26 +27,18 @@ def causal_attention(
     k: Float[Tensor, "B T Hk E"],
     v: Float[Tensor, "B T Hk E"],
     *,
-    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | Documents | None = None,
 ) -> Float[Tensor, "B T Hq E"]:
-    """Let every token attend to itself and the earlier tokens of its own document."""
+    """Let every token attend to itself and the earlier tokens of its own row or packed document.
+
+    Numerics: those of torch's scaled_dot_product_attention; returns in q.dtype.
+    Raises: ValueError if `cu_seqlens` does not fit the row.
+    """
     if cu_seqlens is None:
         return _causal(q, k, v)
-    bounds = cu_seqlens.tolist()
-    return torch.cat(
-        [
-            _causal(q[:, i:j], k[:, i:j], v[:, i:j])
-            for i, j in zip(bounds[:-1], bounds[1:], strict=True)
-        ],
-        dim=1,
-    )
-
-
-def _causal(q, k, v):
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
-    )
-    return out.transpose(1, 2)
+    spans = [span for span in pairwise(Documents.of(cu_seqlens, q).bounds) if span[0] < span[1]]
+    parts = [_causal(q[:, i:j], k[:, i:j], v[:, i:j]) for i, j in spans]
+    return torch.cat(parts, dim=1) if parts else q
 
 
 def write_cache(
@@ -40,14 +48,27 @@ def write_cache(
     v: Float[Tensor, "B T Hk E"],
     lengths_before: Int[Tensor, " S"],
     *,
-    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | Documents | None = None,
 ) -> None:
-    """Write the new keys and values behind what each sequence holds, in place."""
-    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
-    for s, before in enumerate(lengths_before.tolist()):
-        row, i, j = (s, 0, k.shape[1]) if bounds is None else (0, bounds[s], bounds[s + 1])
-        key_cache[s, :, before : before + j - i] = k[row, i:j].transpose(0, 1)
-        value_cache[s, :, before : before + j - i] = v[row, i:j].transpose(0, 1)
+    """Write new keys and values behind the `lengths_before[s]` that each cache row holds, in place.
+
+    Row b of k and v (or, with `cu_seqlens`, document s) belongs to cache row b (or s).
+    """
+    before = lengths_before.tolist()
+    if cu_seqlens is None and len(set(before)) == 1:
+        place = slice(before[0], before[0] + k.shape[1])
+        key_cache[:, :, place] = k.transpose(1, 2)
+        value_cache[:, :, place] = v.transpose(1, 2)
+    elif cu_seqlens is None:
+        for row, length in enumerate(before):
+            place = slice(length, length + k.shape[1])
+            key_cache[row, :, place] = k[row].transpose(0, 1)
+            value_cache[row, :, place] = v[row].transpose(0, 1)
+    else:
+        for row, (start, stop) in enumerate(Documents.of(cu_seqlens, k).spans):
+            place = slice(before[row], before[row] + stop - start)
+            key_cache[row, :, place] = k[0, start:stop].transpose(0, 1)
+            value_cache[row, :, place] = v[0, start:stop].transpose(0, 1)
 
 
 def cached_attention(
@@ -56,25 +77,61 @@ def cached_attention(
     value_cache: Float[Tensor, "S Hk capacity E"],
     lengths_before: Int[Tensor, " S"],
     *,
-    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None,
+    cu_seqlens: Int[Tensor, " S_plus_1"] | Documents | None = None,
 ) -> Float[Tensor, "B T Hq E"]:
-    """Let each new token attend to its sequence's cache up to and including itself.
+    """Let each new token attend to its sequence's cache, up to and including itself.
 
-    The new tokens' keys and values are already in the cache (`write_cache`), at positions
-    lengths_before[s] and on. Row b (or, with cu_seqlens, document s) uses cache row b (or s).
+    The new tokens' own keys and values are already there (`write_cache`), behind
+    `lengths_before[s]` older ones. Row b of q (or, with `cu_seqlens`, document s) belongs to cache
+    row b (or s). Entries behind a row's end do not count but may be read, so they must be finite.
+    Numerics: those of torch's scaled_dot_product_attention in q.dtype.
+    Raises: ValueError if `cu_seqlens` does not fit the row.
     """
-    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
-    outputs = []
-    for s, before in enumerate(lengths_before.tolist()):
-        row, i, j = (s, 0, q.shape[1]) if bounds is None else (0, bounds[s], bounds[s + 1])
-        total = before + j - i
-        mask = torch.ones(j - i, total, dtype=torch.bool, device=q.device).tril(before)
-        out = F.scaled_dot_product_attention(
-            q[row : row + 1, i:j].transpose(1, 2),
-            key_cache[s : s + 1, :, :total].to(q.dtype),
-            value_cache[s : s + 1, :, :total].to(q.dtype),
-            attn_mask=mask,
-            enable_gqa=True,
+    before = lengths_before.tolist()
+    if cu_seqlens is None:
+        return _over_cache(q, key_cache, value_cache, before)
+    spans = enumerate(Documents.of(cu_seqlens, q).spans)
+    parts = [
+        _over_cache(q[:, i:j], key_cache[s : s + 1], value_cache[s : s + 1], before[s : s + 1])
+        for s, (i, j) in spans
+        if i < j
+    ]
+    return torch.cat(parts, dim=1) if parts else q
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return y.transpose(1, 2)
+
+
+def _over_cache(q: Tensor, key: Tensor, value: Tensor, before: list[int]) -> Tensor:
+    """Attend rows of equally many new tokens to cache rows of different lengths."""
+    num_new = q.shape[1]
+    if num_new > 1 and not any(before):
+        new = key[:, :, :num_new].transpose(1, 2), value[:, :, :num_new].transpose(1, 2)
+        return _causal(q, new[0].to(q.dtype), new[1].to(q.dtype))
+    parts = [
+        _query_tile(q[:, i : i + _QUERY_TILE], key, value, [length + i for length in before])
+        for i in range(0, num_new, _QUERY_TILE)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _query_tile(q: Tensor, key: Tensor, value: Tensor, before: list[int]) -> Tensor:
+    num_rows, num_new, num_heads, width = q.shape
+    shared = num_heads // key.shape[1]
+    total = max(before) + num_new
+    key, value = key[:, :, :total].to(q.dtype), value[:, :, :total].to(q.dtype)
+    mask = None
+    if num_new > 1 or len(set(before)) > 1:
+        last_seen = torch.tensor(before, device=q.device)[:, None] + torch.arange(
+            num_new, device=q.device
         )
-        outputs.append(out.transpose(1, 2))
-    return torch.cat(outputs, dim=0 if bounds is None else 1)
+        mask = torch.arange(total, device=q.device) <= last_seen[..., None]  # (rows, new, total)
+        mask = mask[:, None].expand(-1, shared, -1, -1).flatten(1, 2)[:, None]
+    folded = q.unflatten(2, (-1, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    y = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)  # (rows, Hk, R new, E)
+    y = y.view(num_rows, -1, shared, num_new, width).permute(0, 3, 1, 2, 4)
+    return y.reshape(num_rows, num_new, num_heads, width)

@@ -2,12 +2,14 @@
 
 Each channel sees its own last W inputs, W being 4 in every released model. That is no work for a
 convolution library, which would transpose the tokens and call a general routine, but W shifted
-multiply-adds over a contiguous array, bound by memory alone; so it goes in blocks that stay in cache.
+multiply-adds over a contiguous array, bound by memory alone; so it goes in blocks that stay in
+cache.
 
-Documents. The shifted sums run over all tokens as if they were one sequence, which is right for every
-token but the first W-1 of each document: they would see the document before. These few, its heads,
-are computed apart, from gathered windows that hold the initial state (or zeros) where the document
-has not begun, and overwrite the others. So the gradient that reaches the shifted sums is zero there.
+Documents. The shifted sums run over all tokens as if they were one sequence, which is right for
+every token but the first W-1 of each document: they would see the document before. These few, its
+heads, are computed apart, from gathered windows that hold the initial state (or zeros) where the
+document has not begun, and overwrite the others. So the gradient that reaches the shifted sums is
+zero there.
 """
 
 from bisect import bisect_left
@@ -61,9 +63,9 @@ def causal_conv(
 
     if initial_state is None:
         initial_state = x.new_zeros(len(documents), x.shape[2], weight.shape[1] - 1)
-    before = initial_state.to(x.dtype).transpose(1, 2).flatten(0, 1)
-    y, after = _Conv.apply(flat, taps, bias, before, edges)  # pyright: ignore[reportGeneralTypeIssues]
-    return ConvOutput(y.view(x.shape), after.view(len(documents), -1, x.shape[2]).transpose(1, 2))
+    before = initial_state.to(x.dtype).transpose(1, 2).flatten(0, 1) y, after = _Conv.apply(flat,
+    taps, bias, before, edges)  # pyright: ignore[reportGeneralTypeIssues] return
+    ConvOutput(y.view(x.shape), after.view(len(documents), -1, x.shape[2]).transpose(1, 2))
 
 
 def conv_step(
@@ -77,14 +79,19 @@ def conv_step(
     Numerics: computes in float32 (float64 stays); y returns in x.dtype, the state keeps its own.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    window = torch.cat([state, x[..., None].to(state.dtype)], dim=-1)
-    state.copy_(window[..., 1:])
-    y = (window * weight.to(dtype)).sum(-1)
-    return F.silu(y if bias is None else y + bias.to(dtype)).to(x.dtype)
+    taps, state_, x_ = weight.to(dtype), state.to(dtype), x.to(dtype)
+    y = x_ * taps[:, -1] if bias is None else torch.addcmul(bias.to(dtype), x_, taps[:, -1])
+    for tap in range(state.shape[2]):
+        y.addcmul_(state_[..., tap], taps[:, tap])
+    for tap in range(state.shape[2] - 1):
+        state[..., tap] = state[..., tap + 1]
+    state[..., -1] = x
+    return F.silu(y, inplace=True).to(x.dtype)
 
 
 class _Edges(NamedTuple):
-    """What lies at the edges of documents: tokens, and windows into the pool (state rows, tokens)."""
+    """What lies at the edges of documents: tokens, and windows into the pool (state rows,
+    tokens)."""
 
     tokens: Int[Tensor, " edge_tokens"]
     """the first and the last W-1 tokens of each document, as flat positions"""
@@ -128,7 +135,8 @@ def _edges(documents: Documents, num_taps: int) -> _Edges:
 
 
 class _Conv(torch.autograd.Function):
-    """The convolution over flat tokens (T, Ch), with states as rows (S (W-1), Ch) before and after."""
+    """The convolution over flat tokens (T, Ch), with states as rows (S (W-1), Ch) before and
+    after."""
 
     @staticmethod
     def forward(

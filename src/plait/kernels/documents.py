@@ -1,9 +1,10 @@
-"""Where the sequences of a batch lie, and a place for the index tensors that kernels derive from it.
+"""Where the sequences of a batch lie, and the index tensors that kernels derive from that.
 
 Packed rows carry `cu_seqlens`; every kernel that must keep documents apart turns it into something
 else (a chunk-aligned order for the scan, the windows at a document's edges for the convolution, a
 list of bounds for attention). A model calls some dozens of kernels with the same documents, so a
-`Documents` keeps each of these once made, and may be passed wherever a kernel asks for `cu_seqlens`:
+`Documents` keeps each of these once made, and may be passed wherever a kernel asks for
+`cu_seqlens`:
 
     documents = Documents(cu_seqlens)
     for layer in layers:

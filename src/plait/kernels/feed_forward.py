@@ -13,5 +13,10 @@ def feed_forward(
     up_bias: Float[Tensor, " F"] | None = None,
     down_bias: Float[Tensor, " D"] | None = None,
 ) -> Float[Tensor, "*batch D"]:
-    """Return down(relu(up(x))^2)."""
-    return linear(linear(x, up, up_bias).relu().square(), down, down_bias)
+    """Return down(relu(up(x))^2), each linear with its bias if it has one.
+
+    Numerics: weights are cast to x.dtype, in which everything is computed and returned.
+    """
+    hidden = linear(x, up, up_bias).relu_()
+    hidden = hidden.square() if hidden.requires_grad else hidden.square_()
+    return linear(hidden, down, down_bias)

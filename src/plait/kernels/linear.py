@@ -10,5 +10,8 @@ def linear(
     weight: Float[Tensor, "F D"],
     bias: Float[Tensor, " F"] | None = None,
 ) -> Float[Tensor, "*batch F"]:
-    """Multiply by a weight cast to the activations' dtype."""
+    """Return x weight^T + bias, the weight and bias cast to the activations' dtype.
+
+    Weights may so be float32 masters under bfloat16 activations; their gradients are float32 again.
+    """
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
