@@ -63,9 +63,9 @@ def causal_conv(
 
     if initial_state is None:
         initial_state = x.new_zeros(len(documents), x.shape[2], weight.shape[1] - 1)
-    before = initial_state.to(x.dtype).transpose(1, 2).flatten(0, 1) y, after = _Conv.apply(flat,
-    taps, bias, before, edges)  # pyright: ignore[reportGeneralTypeIssues] return
-    ConvOutput(y.view(x.shape), after.view(len(documents), -1, x.shape[2]).transpose(1, 2))
+    before = initial_state.to(x.dtype).transpose(1, 2).flatten(0, 1)
+    y, after = _Conv.apply(flat, taps, bias, before, edges)  # pyright: ignore
+    return ConvOutput(y.view(x.shape), after.view(len(documents), -1, x.shape[2]).transpose(1, 2))
 
 
 def conv_step(

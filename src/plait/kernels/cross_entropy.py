@@ -39,7 +39,7 @@ def chunked_cross_entropy(
     wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad, weight.requires_grad)
     return _ChunkedCrossEntropy.apply(
         hidden, weight, targets, weights, chunk_tokens, wants_gradient or (False, False)
-    )  # pyright: ignore[reportReturnType]
+    )  # pyright: ignore
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

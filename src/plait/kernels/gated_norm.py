@@ -7,7 +7,8 @@ cache, and backward keeps only the inputs and one factor per row and group.
 
     u = y silu(z);   r = (mean(u^2) + eps)^-1/2;   n = u r;   out = n w
 
-    dn = dout w;   du = r (dn - n mean(dn n));   dy = du silu(z);   dz = du y silu'(z);   dw = sum dout n
+    dn = dout w;   du = r (dn - n mean(dn n));   dy = du silu(z);   dz = du y silu'(z)
+    dw = sum dout n
 """
 
 from typing import Any
@@ -59,7 +60,7 @@ def _normalise(y: Tensor, z: Tensor | None, weight: Tensor, eps: float, num_grou
         out = _Norm.apply(*arguments, eps, num_groups)
     else:
         out = _forward(*arguments, eps, num_groups)[0]
-    return out.view(y.shape)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    return out.view(y.shape)  # pyright: ignore
 
 
 def _forward(

@@ -104,7 +104,7 @@ def ssd_scan(
     layout = documents.derived(chunk_layout, chunk_length, block_tokens)
     arguments = x, dt, A, B, C, D, initial_state
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
-        return SSDOutput(*_Scan.apply(*arguments, layout))  # pyright: ignore[reportGeneralTypeIssues]
+        return SSDOutput(*_Scan.apply(*arguments, layout))  # pyright: ignore
     inputs = ScanInputs.of(x, dt, A, B, C, D, layout)
     y, final_state = _scan(inputs, initial_state, None)
     return SSDOutput(y.view(x.shape).to(x.dtype), final_state)

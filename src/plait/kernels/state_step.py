@@ -21,7 +21,7 @@ def ssd_step(
 ) -> Float[Tensor, "B H P"]:
     """Advance the SSD state by one token per row, in place, and read it out.
 
-    state <- exp(dt A) state + dt x B^T;   y = state C + D x      head j reads group j // (H/G) of B, C
+    state <- exp(dt A) state + dt x B^T;   y = state C + D x      head j reads group j // (H/G)
 
     dt is after bias, softplus and clamp; A is negative.
     Numerics: computes in the state's dtype if that is float32 or float64; a shorter state is
