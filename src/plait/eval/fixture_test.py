@@ -91,7 +91,12 @@ def evaluation(rng, families, question):
         for name, budget in settings:
             share = 0.0 if name == "no_think" else 1.0 if budget is None else min(1, budget / 34)
             means = {
-                family: mean(0.1 + 0.88 * share if index == 2 else 0.85 + 0.14 * share, 128)
+                family: mean(
+                    0.1 + 0.88 * share
+                    if index == 2
+                    else 0.93 - 0.11 * index + (0.06 + 0.11 * index) * share,
+                    128,
+                )
                 for index, family in enumerate(families)
             }
             overall = mean(sum(each["accuracy"] for each in means.values()) / 3, 384)

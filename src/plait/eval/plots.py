@@ -10,12 +10,14 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from plait.core.errors import PlaitError
 
+Numbers = Sequence[int | float]
+
 NUM_SERIES = 8
-MAX_POINTS = 400
+MAX_POINTS = 120
 
 # Colours that stand for variables of the page until the SVG is written.
 _INK, _GRID = "#010101", "#020202"
@@ -52,17 +54,18 @@ class Curve(NamedTuple):
     """A named line of points, with standard errors if there are any."""
 
     name: str
-    values: Sequence[float]
-    errors: Sequence[float] | None = None
-    dashed: bool = False
+    values: Numbers
+    errors: Numbers | None = None
+    role: Literal["part", "whole", "reference"] = "part"
+    """Parts have colours of their own; the whole and what to compare with it are drawn in ink."""
 
 
 def training_curves(
     name: str,
-    tokens: Sequence[float],
-    loss: Sequence[float],
-    rate: Sequence[float],
-    switches: Sequence[float] = (),
+    tokens: Numbers,
+    loss: Numbers,
+    rate: Numbers,
+    switches: Numbers = (),
 ) -> str:
     """Draw loss per token (nats) over the learning rate, `switches` (tokens) as vertical lines."""
     with _figure() as figure:
@@ -74,7 +77,7 @@ def training_curves(
             )
         upper.plot(bins.x, bins.mean, color=_SERIES[0])
         upper.set_ylabel("loss, nats per token")
-        lower.plot(tokens, rate, color=_SERIES[1])
+        lower.plot(bins.x, _bins(tokens, rate).mean, color=_SERIES[1])
         lower.set_ylim(0, max(rate) * 1.1 or 1)
         lower.set_ylabel("rate")
         lower.set_xlabel("tokens")
@@ -87,9 +90,7 @@ def training_curves(
         return _svg(figure, name)
 
 
-def curves_over_tokens(
-    name: str, tokens: Sequence[float], curves: Sequence[Curve], label: str
-) -> str:
+def curves_over_tokens(name: str, tokens: Numbers, curves: Sequence[Curve], label: str) -> str:
     """Draw one line per curve over training tokens."""
     with _figure() as figure:
         axes = figure.subplots()
@@ -110,16 +111,12 @@ def curves_over_budget(
     """Draw shares in [0, 1] over thinking budgets; errors as bars."""
     with _figure() as figure:
         axes = figure.subplots()
-        for curve, colour in zip(curves, _colours(len(curves)), strict=True):
-            style = {"linestyle": (0, (3, 2)), "linewidth": 1.2} if curve.dashed else {}
+        for curve, style in zip(curves, _line_styles(curves), strict=True):
             axes.errorbar(
                 range(len(budgets)),
                 curve.values,
                 yerr=curve.errors,
-                color=colour,
                 label=curve.name,
-                marker="" if curve.dashed else "o",
-                markersize=3,
                 elinewidth=0.9,
                 capsize=1.5,
                 **style,
@@ -166,9 +163,9 @@ class _Bins(NamedTuple):
     high: list[float]
 
 
-def _bins(x: Sequence[float], y: Sequence[float]) -> _Bins:
-    """Average neighbouring points, so that a long run does not make a heavy page."""
-    width = -(-len(y) // MAX_POINTS) if len(y) > MAX_POINTS else max(1, len(y) // 80)
+def _bins(x: Numbers, y: Numbers) -> _Bins:
+    """Average neighbouring points: a calmer line, and a long run does not make a heavy page."""
+    width = -(-len(y) // MAX_POINTS)
     groups = [slice(start, start + width) for start in range(0, len(y), width)]
     return _Bins(
         [sum(x[group]) / len(x[group]) for group in groups],
@@ -210,6 +207,19 @@ def _svg(figure: Any, name: str) -> str:
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
 
 
+def _line_styles(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    styles: list[dict[str, Any]] = []
+    colours = iter(_colours(len(curves)))
+    for curve in curves:
+        if curve.role == "reference":
+            styles.append({"color": _INK, "linestyle": (0, (3, 2)), "linewidth": 1.0})
+        elif curve.role == "whole":
+            styles.append({"color": _INK, "linewidth": 2.2, "marker": "o", "markersize": 3.5})
+        else:
+            styles.append({"color": next(colours), "marker": "o", "markersize": 3})
+    return styles
+
+
 def _colours(number: int) -> list[str]:
     return [_SERIES[index % NUM_SERIES] for index in range(number)]
 
@@ -228,7 +238,7 @@ def _count_axis(axis: Any) -> None:
     axis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _note_switches(axes: Any, switches: Sequence[float], end: float) -> None:
+def _note_switches(axes: Any, switches: Numbers, end: int | float) -> None:
     for number, (start, stop) in enumerate(zip([0.0, *switches], [*switches, end], strict=True)):
         axes.annotate(
             str(number + 1) if number else "phase 1",

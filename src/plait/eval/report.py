@@ -9,7 +9,7 @@ is not ours is escaped by the template.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from plait.core.artifact import write_atomic
 from plait.eval.plots import (
@@ -98,7 +98,7 @@ def render(title: str, stages: Sequence[StageRecord]) -> str:
     )
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Say a time in two units: 3 min 05 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -232,6 +232,8 @@ def _eval_view(stage: StageRecord) -> EvalView | None:
         free = results.get(result["setting"] + FREE)
         measured = free["well_formed"] if free else None
         rows.append(result | {"name": result["setting"], "measured": measured})
+    # From no thinking to all of it, as the figures read.
+    rows.sort(key=lambda row: (row["thinking"], row["budget"] is None, row["budget"] or 0))
     return EvalView(
         stage.name,
         rows,
@@ -249,14 +251,14 @@ def _eval_figures(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]
     ticks = [str(row["budget"]) if row["budget"] is not None else "full" for row in along]
     figures = []
     if len(along) > 1:
-        accuracy = [_curve("all", along)]
+        accuracy = [_curve("all", along, "whole")]
         accuracy += [
             _curve(family, [row["families"][family] for row in along])
             for family in along[0]["families"]
         ]
         if "no_think" in by_name:
             flat = [by_name["no_think"]["accuracy"]] * len(along)
-            accuracy.append(Curve("thinking off, all", flat, dashed=True))
+            accuracy.append(Curve("thinking off, all", flat, role="reference"))
         svg = curves_over_budget(f"{stage}-accuracy", ticks, accuracy, "accuracy")
         text = "Accuracy against the thinking budget, by task family; bars are one standard error."
         figures.append(Figure(svg, text))
@@ -276,10 +278,11 @@ def _eval_figures(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]
     return figures
 
 
-def _curve(name: str, means: Sequence[Mapping[str, Any]]) -> Curve:
-    return Curve(
-        name, [mean["accuracy"] for mean in means], [mean["standard_error"] for mean in means]
-    )
+def _curve(
+    name: str, means: Sequence[Mapping[str, Any]], role: Literal["part", "whole"] = "part"
+) -> Curve:
+    errors = [mean["standard_error"] for mean in means]
+    return Curve(name, [mean["accuracy"] for mean in means], errors, role)
 
 
 def _samples(answers: Sequence[Mapping[str, Any]]) -> list[Sample]:
