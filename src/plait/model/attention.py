@@ -44,11 +44,11 @@ class Attention(nn.Module):
         q = self.q_proj(x).unflatten(-1, heads)  # (B, T, Hq, E)
         k = self.k_proj(x).unflatten(-1, heads)  # (B, T, Hk, E)
         v = self.v_proj(x).unflatten(-1, heads)
-        state, cu_seqlens = context.state, context.cu_seqlens
+        state, documents = context.state, context.documents
         if state is None:
-            y = causal_attention(q, k, v, cu_seqlens=cu_seqlens)
+            y = causal_attention(q, k, v, cu_seqlens=documents)
         else:
             cache = state.key[self.ordinal], state.value[self.ordinal]
-            write_cache(*cache, k, v, state.lengths, cu_seqlens=cu_seqlens)
-            y = cached_attention(q, *cache, state.lengths, cu_seqlens=cu_seqlens)
+            write_cache(*cache, k, v, state.lengths, cu_seqlens=documents)
+            y = cached_attention(q, *cache, state.lengths, cu_seqlens=documents)
         return self.o_proj(y.flatten(-2))

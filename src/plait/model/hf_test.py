@@ -160,7 +160,9 @@ def test_broken_directories_are_named(saved, tmp_path):
     with pytest.raises(CheckpointError, match=r"model.safetensors: not a readable safetensors"):
         load(directory)
     path.rename(directory / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"no model\*.safetensors file; pytorch_model.bin is a p"):
+    with pytest.raises(
+        CheckpointError, match=r"no model\*.safetensors file; pytorch_model.bin is a p"
+    ):
         load(directory)
     (directory / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json: not valid JSON"):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from plait.kernels.documents import Documents
 from plait.model.attention import Attention
 from plait.model.feed_forward import FeedForward
 from plait.model.layers import Embedding, Linear, RMSNorm, at_least_float32
@@ -120,10 +121,11 @@ class HybridLM(nn.Module):
         Raises: ValueError if shapes contradict each other, CapacityError if the state is full.
         """
         dtype = self.compute_dtype or self.backbone.embeddings.weight.dtype
+        documents = None if cu_seqlens is None else Documents(cu_seqlens)
         if state is None:
-            return self.backbone(tokens, ForwardContext(cu_seqlens), dtype)
+            return self.backbone(tokens, ForwardContext(documents), dtype)
         with torch.no_grad():
-            context, num_new = continue_state(state, tokens, cu_seqlens)
+            context, num_new = continue_state(state, tokens, documents)
             hidden = self.backbone(tokens, context, dtype)
             state.lengths += num_new
         return hidden

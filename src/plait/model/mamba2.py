@@ -82,13 +82,13 @@ class Mamba2(nn.Module):
 
     def _scan(self, xbc: Tensor, dt: Tensor, A: Tensor, context: ForwardContext) -> Tensor:
         """Run any number of tokens: (B, T, conv_dim) -> (B, T, H, P)."""
-        state, cu_seqlens = context.state, context.cu_seqlens
+        state, documents = context.state, context.documents
         conv_state = state.conv[self.ordinal] if state else None
         ssm_state = state.ssm[self.ordinal] if state else None
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
-        xbc, last = causal_conv(xbc, weight, bias, initial_state=conv_state, cu_seqlens=cu_seqlens)
+        xbc, last = causal_conv(xbc, weight, bias, initial_state=conv_state, cu_seqlens=documents)
         x, B, C = self._split_heads(xbc)
-        y, final = ssd_scan(x, dt, A, B, C, self.D, initial_state=ssm_state, cu_seqlens=cu_seqlens)
+        y, final = ssd_scan(x, dt, A, B, C, self.D, initial_state=ssm_state, cu_seqlens=documents)
         if conv_state is not None and ssm_state is not None:
             conv_state.copy_(last)
             ssm_state.copy_(final)

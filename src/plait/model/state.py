@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from plait.core.errors import CapacityError
+from plait.kernels.documents import Documents
 from plait.model.spec import ModelSpec
 
 
@@ -130,8 +131,8 @@ class HybridState:
 class ForwardContext(NamedTuple):
     """What the layers of one forward call share."""
 
-    cu_seqlens: Int[Tensor, " S_plus_1"] | None = None
-    """Where the documents of a packed row begin."""
+    documents: Documents | None = None
+    """Where the documents of a packed row begin, or None for plain rows."""
     state: HybridState | None = None
     """The state that rows or documents continue, or None to start from nothing."""
     is_single_step: bool = False
@@ -139,16 +140,16 @@ class ForwardContext(NamedTuple):
 
 
 def continue_state(
-    state: HybridState, tokens: Int[Tensor, "B T"], cu_seqlens: Int[Tensor, " S_plus_1"] | None
+    state: HybridState, tokens: Int[Tensor, "B T"], documents: Documents | None
 ) -> tuple[ForwardContext, Int[Tensor, " S"] | int]:
     """Return the context of a call that continues `state`, and the new tokens of each row.
 
     Raises: ValueError if rows and documents do not match, CapacityError if there is no room.
     """
-    if cu_seqlens is None:
+    if documents is None:
         num_rows, num_new = tokens.shape
     else:
-        num_rows, num_new = len(cu_seqlens) - 1, cu_seqlens.cpu().long().diff()
+        num_rows, num_new = len(documents), torch.tensor(documents.bounds).diff()
     if num_rows != state.num_sequences:
         raise ValueError(
             f"{num_rows} sequences of tokens, but {state.num_sequences} rows of state: "
@@ -161,5 +162,5 @@ def continue_state(
             f"a sequence would hold {needed} tokens, its state has room for {capacity}: "
             f"call state.reserve({needed}) first or stop earlier"
         )
-    is_single_step = cu_seqlens is None and tokens.shape[1] == 1
-    return ForwardContext(cu_seqlens, state, is_single_step), num_new
+    is_single_step = documents is None and tokens.shape[1] == 1
+    return ForwardContext(documents, state, is_single_step), num_new
