@@ -7,7 +7,7 @@ numbering is what deduplication refers to, so a reader never re-assigns files to
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datatrove.data import Document, DocumentsPipeline
+from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 
@@ -62,8 +62,8 @@ class PassReader(PipelineStep):
         self.folder = folder
 
     def run(
-        self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
-    ) -> DocumentsPipeline:
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         """Yield the task's documents."""
         import orjson
 
@@ -92,8 +92,8 @@ class PageReader(PipelineStep):
         self.drops = drops
 
     def run(
-        self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
-    ) -> DocumentsPipeline:
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         """Yield the pages of this task's shards."""
         with self.drops:
             for shard in self.shards[rank::world_size]:

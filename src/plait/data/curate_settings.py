@@ -12,7 +12,7 @@ A category draws on any number of sources, each of one of four kinds: `debian` p
 """
 
 import re
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -179,7 +179,7 @@ class CategorySettings(Settings):
         return languages
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _complete(self) -> "CategorySettings":
         if not (self.debian or self.installed or self.warc or self.files):
             raise ValueError("a category needs a source: debian, installed, warc or files")
         for code in self.prose_by_language:

@@ -22,6 +22,7 @@ from datatrove.pipeline.dedup import (
     MinhashDedupFilter,
     MinhashDedupSignature,
 )
+from datatrove.utils.text import TextNormConfig
 
 from plait.data.curate_io import DropWriter
 from plait.data.curate_settings import DedupSettings
@@ -90,4 +91,6 @@ def _near_config(settings: DedupSettings) -> MinhashConfig:
         num_buckets=settings.num_bands,
         hashes_per_bucket=settings.hashes_per_band,
         seed=settings.seed,
+        # Exercises that differ in their numbers only are different exercises.
+        norm_config=TextNormConfig(norm_numbers=False),
     )

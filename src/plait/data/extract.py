@@ -5,6 +5,7 @@ as it is plain text to the extractors.
 """
 
 import codecs
+import contextlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -74,7 +75,8 @@ def decode(body: bytes, declared: str | None) -> str | None:
     """
     for mark, encoding in _BOMS:
         if body.startswith(mark):
-            return _decoded(body, encoding)
+            with contextlib.suppress(UnicodeDecodeError):
+                return body.decode(encoding)
     meta = _META_CHARSET.search(body[:4096])
     named = [declared, meta[1].decode("ascii") if meta else None]
     # Seven-bit and wide encodings are also valid UTF-8: there a declaration goes first.
@@ -170,9 +172,10 @@ def _check_selectors(category: str, selectors: Sequence[str]) -> None:
 
 
 def _decoded(body: bytes, encoding: str) -> str | None:
-    for name in (map_encoding_to_html5(encoding, fallback_utf8=False), encoding):
+    # Browsers read some names more widely than Python does: iso-8859-1 as cp1252, gb2312 as gbk.
+    for name in filter(None, (map_encoding_to_html5(encoding, fallback_utf8=False), encoding)):
         try:
-            return body.decode(name) if name else None
+            return body.decode(name)
         except (UnicodeDecodeError, LookupError):
             continue
     return None

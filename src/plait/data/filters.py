@@ -5,6 +5,8 @@ the document's language; their reasons keep their names (`gopher_short_doc`, `du
 Code has rules of its own. Limits are settings; nothing here is tuned to a corpus.
 """
 
+from collections.abc import Sequence
+
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
 from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
@@ -29,7 +31,7 @@ class HeuristicFilter(BaseFilter):
     ) -> None:
         super().__init__(exclusion_writer)  # pyright: ignore[reportArgumentType]
         self.categories = categories
-        self._blocks: dict[tuple[str, str], list[BaseFilter]] = {}
+        self._blocks: dict[tuple[str, str], Sequence[BaseFilter]] = {}
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Judge a document."""
@@ -48,7 +50,7 @@ class HeuristicFilter(BaseFilter):
         return True
 
 
-def prose_blocks(rules: ProseRules, language: str) -> list[BaseFilter]:
+def prose_blocks(rules: ProseRules, language: str) -> Sequence[BaseFilter]:
     """Build datatrove's blocks for the rules of one language."""
     unspaced = language in UNSPACED_LANGUAGES
     scale = 2 if unspaced else 1

@@ -94,10 +94,11 @@ def describe_losses(table: dict[str, Any]) -> str:
 
 def stage_metrics(categories: dict[str, Any]) -> dict[str, float]:
     """Flatten the account into the stage's summary."""
-    metrics: dict[str, float] = {"documents_in": 0, "documents_kept": 0, "characters": 0}
+    metrics: dict[str, float] = {
+        key: float(sum(table[key] for table in categories.values()))
+        for key in ("documents_in", "documents_kept", "characters")
+    }
     for name, table in categories.items():
-        for key in metrics.keys() & table.keys():
-            metrics[key] += table[key]
-        metrics[f"kept.{name}"] = table["documents_kept"]
-        metrics[f"characters.{name}"] = table["characters"]
+        metrics[f"kept.{name}"] = float(table["documents_kept"])
+        metrics[f"characters.{name}"] = float(table["characters"])
     return metrics

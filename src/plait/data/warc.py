@@ -1,7 +1,8 @@
 """WARC files: written from pages, read as they come from a crawl.
 
-Writing: one `response` record a page, its licence and source as header fields of their own; ids and
-dates follow from the page, so the same pages give the same bytes.
+Writing: one `resource` record a page (WARC's type for files that no server sent), its licence and
+source as header fields of their own; ids and dates follow from the page, so the same pages give the
+same bytes.
 Reading: `response`, `resource` and `conversion` records count as pages. A file that ends inside a
 record, or whose compression is broken, gives everything before that place.
 """
@@ -40,7 +41,6 @@ class Record(NamedTuple):
 
 def write_shards(pages: Iterable[Page], folder: Path, shard_pages: int = SHARD_PAGES) -> int:
     """Write pages into `00000.warc.gz`, `00001.warc.gz`, ... and return how many there were."""
-    from warcio.statusandheaders import StatusAndHeaders
     from warcio.warcwriter import WARCWriter
 
     num_pages = 0
@@ -57,14 +57,12 @@ def write_shards(pages: Iterable[Page], folder: Path, shard_pages: int = SHARD_P
         fields["Source"] = page.source
         if page.licence:
             fields["Licence"] = page.licence
-        headers = StatusAndHeaders(
-            "200 OK", [("Content-Type", page.media_type)], protocol="HTTP/1.1"
-        )
         record = writer.create_warc_record(
             page.url,
-            "response",
+            "resource",
             payload=io.BytesIO(page.body),
-            http_headers=headers,
+            length=len(page.body),
+            warc_content_type=page.media_type,
             warc_headers_dict=fields,
         )
         writer.write_record(record)
@@ -100,7 +98,8 @@ def read_records(path: Path) -> Iterator[Record]:
             if record is None:
                 break
             block = record.reader.read()
-            if len(block) < record.content_length or record.record_type not in known_types:
+            whole = "Content-Length" in record.headers and len(block) == record.content_length
+            if not whole or record.record_type not in known_types:
                 yield _truncated(path, index)
                 return
             if record.record_type in page_types:
