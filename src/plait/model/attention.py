@@ -40,10 +40,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], context: ForwardContext) -> Float[Tensor, "B T D"]:
         """Return the mixed tokens in x.dtype; with a state, its keys and values grow in place."""
-        heads = (-1, self.head_dim)
-        q = self.q_proj(x).unflatten(-1, heads)  # (B, T, Hq, E)
-        k = self.k_proj(x).unflatten(-1, heads)  # (B, T, Hk, E)
-        v = self.v_proj(x).unflatten(-1, heads)
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_proj(x).view(heads)  # (B, T, Hq, E)
+        k = self.k_proj(x).view(heads)  # (B, T, Hk, E)
+        v = self.v_proj(x).view(heads)
         state, documents = context.state, context.documents
         if state is None:
             y = causal_attention(q, k, v, cu_seqlens=documents)

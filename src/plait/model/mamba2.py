@@ -107,5 +107,6 @@ class Mamba2(nn.Module):
         spec = self.spec
         group_width = spec.num_groups * spec.state_size
         x, B, C = xbc.split([spec.d_inner, group_width, group_width], -1)
-        heads, groups = (-1, spec.mamba_head_dim), (-1, spec.state_size)
-        return x.unflatten(-1, heads), B.unflatten(-1, groups), C.unflatten(-1, groups)
+        heads = (*xbc.shape[:-1], spec.mamba_num_heads, spec.mamba_head_dim)
+        groups = (*xbc.shape[:-1], spec.num_groups, spec.state_size)
+        return x.view(heads), B.view(groups), C.view(groups)
