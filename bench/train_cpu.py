@@ -18,7 +18,6 @@ import argparse
 import datetime
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -203,17 +202,24 @@ def row(name: str, num_tokens: int, times: tuple[list[float], list[float]]) -> s
 
 
 def memory_of(sizes: Sizes, num_tokens: int) -> int:
-    """Return by how many bytes the peak of this fresh process exceeds what it held before.
-
-    Linux only: the memory held now is in /proc.
-    """
+    """Return by how many bytes the peak of this fresh process exceeds what it held before."""
     model = build(sizes.prefill)
     with torch.inference_mode():
         model(random_tokens(model, 1, 16))
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        before = resident_bytes("VmRSS")
         model(random_tokens(model, 1, num_tokens), logits_for=torch.tensor([num_tokens - 1]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return peak - pages * resource.getpagesize()
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(key: str) -> int:
+    """Return VmRSS (now) or VmHWM (peak) of this process, as Linux counts them.
+
+    getrusage is no use here: its peak includes the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    sys.exit(f"/proc/self/status has no {key}")
 
 
 def memory_rows(sizes: Sizes, arguments: list[str]) -> list[str]:

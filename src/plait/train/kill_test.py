@@ -20,7 +20,7 @@ def work(out):
     torch.manual_seed(5)
     model = Toy()
     try:
-        train(model, ToyBatches(), toy_loss, settings(60, checkpoint_every_steps=7), out)
+        train(model, ToyBatches(), toy_loss, settings(40, checkpoint_every_steps=7), out)
     except Interrupted:
         return 130
     (out / "weights").write_bytes(b"".join(weights(model).values()))
@@ -70,7 +70,7 @@ print(json.dumps({
 
 
 def test_killed_and_stopped_processes_end_in_the_same_weights(tmp_path):
-    moments = [random.Random(number).uniform(0.05, 0.5) for number in range(5)]
+    moments = [random.Random(number).uniform(0.05, 0.5) for number in range(4)]
     result = subprocess.run(
         [sys.executable, "-c", DRIVER, str(tmp_path), json.dumps(moments)],
         capture_output=True,
