@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from plait.cli.chat import Chat, chat
+from plait.cli.chat import Chat, _model_directory, chat
 from plait.core.errors import RequestError
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
@@ -170,14 +170,12 @@ def test_max_tokens_shrinks_with_the_room_and_a_quarter_is_kept_for_the_answer()
     assert rooms[9] == (10, 0)
 
 
-@pytest.mark.parametrize("folder", ["model", "."])
-def test_a_piped_conversation_with_a_real_model(tmp_path, monkeypatch, capsys, folder):
+def test_a_piped_conversation_with_the_model_of_a_run_folder(tmp_path, monkeypatch, capsys):
     tokenizer = train_tokenizer(
         ["hello User Assistant <think>\nso\n</think>\n\n"] * 3, vocab_size=290
     )
     spec = ModelSpec.preset("test").model_copy(update={"vocab_size": tokenizer.vocab_size})
-    directory = tmp_path / "04_sft" / folder
-    directory.mkdir(parents=True)
+    directory = tmp_path / "04_sft" / "model"
     save(init_weights(HybridLM(spec), seed=0), directory)
     tokenizer.save(directory)
     monkeypatch.setattr("sys.stdin", io.StringIO("/budget 3\nhello\n/no_think\nhello again\n"))
@@ -189,3 +187,10 @@ def test_a_piped_conversation_with_a_real_model(tmp_path, monkeypatch, capsys, f
     assert lines[1] == "thinking budget: 3 tokens"
     assert sum("tokens/s" in line for line in lines) == 2
     assert sum("thinking, " in line for line in lines) == 1
+
+
+def test_a_model_directory_or_hub_id_is_taken_as_it_is(tmp_path):
+    assert _model_directory(str(tmp_path)) == str(tmp_path)
+    assert (
+        _model_directory("nvidia/NVIDIA-Nemotron-Nano-9B-v2") == "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
+    )

@@ -173,15 +173,13 @@ class Thinking:
 
 
 def closing_texts() -> list[str]:
-    """Return all that can be forced: the tag, after a line break or not, or the rest of a begun
-    one."""
+    """Return all that can be forced: the tag, a line break and the tag, the rest of a begun tag."""
     rests = [CLOSE[length:] for length in range(2, len(CLOSE))]
     return [_closing_text(tag) for tag in (CLOSE, b"\n" + CLOSE, *rests)]
 
 
 class TagBans:
-    """Which tokens would complete a think tag, for each beginning of a tag the output may end
-    with."""
+    """Which tokens would complete a think tag, by the partial tag that the output ends with."""
 
     def __init__(self, token_bytes: Sequence[bytes]) -> None:
         # Both tags end in ">", so only tokens that hold one can complete a tag.

@@ -44,7 +44,7 @@ class Generation:
         self._max_tokens = _room(self.prompt_ids, params, vocabulary, max_context)
         ends = frozenset() if params.ignore_eos else vocabulary.end_ids
         self._stop_ids = ends | set(params.stop_token_ids)
-        self._uniforms = _uniforms(_draw_seed() if params.seed is None else params.seed)
+        self._uniforms = _uniforms(params)
         self._stops = [text.encode() for text in params.stop]
         self._content_start: int | None = None
         self._searched = 0
@@ -73,8 +73,7 @@ class Generation:
         return (self.prompt_ids + self.token_ids)[start : start + count]
 
     def next_uniform(self) -> float:
-        """Return the random number in [0, 1) that decides the next token; greedy requests use
-        none."""
+        """Return the number in [0, 1) that decides the next token; a greedy request uses none."""
         return next(self._uniforms) if self.params.temperature > 0 else 0.0
 
     def banned(self) -> Tensor | None:
@@ -228,13 +227,16 @@ def _room(
     return room if params.max_tokens is None else params.max_tokens
 
 
-def _draw_seed() -> int:
-    return int(torch.randint(2**63 - 1, ()))
+def _uniforms(params: SamplingParams) -> Iterator[float]:
+    """Return the random numbers of a request; only sampling without a seed touches torch's own."""
+    seed = params.seed
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, ())) if params.temperature > 0 else 0
+    return _seeded(seed)
 
 
-def _uniforms(seed: int) -> Iterator[float]:
-    """Yield the random numbers of a seed; a block at once, since a call costs more than a
-    number."""
+def _seeded(seed: int) -> Iterator[float]:
     generator = torch.Generator().manual_seed(seed)
     while True:
+        # A block at once: a call costs more than a number.
         yield from torch.rand(_UNIFORMS_AT_ONCE, generator=generator, dtype=torch.float64).tolist()

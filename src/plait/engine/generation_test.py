@@ -1,6 +1,7 @@
 import itertools
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,7 +153,7 @@ CHUNKS = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([TRACE, NO_TRACE, PLAIN]),
     st.lists(CHUNKS, max_size=25),
@@ -243,3 +244,10 @@ def test_the_same_seed_gives_the_same_numbers_and_none_draws_one():
     first, second = start(PLAIN, seed=5), start(PLAIN, seed=5)
     assert [first.next_uniform() for _ in range(100)] == [second.next_uniform() for _ in range(100)]
     assert start(PLAIN).next_uniform() != start(PLAIN).next_uniform()
+
+
+def test_greedy_and_seeded_requests_leave_torch_random_numbers_alone():
+    before = torch.get_rng_state()
+    start(PLAIN, temperature=0.0)
+    start(PLAIN, seed=1).next_uniform()
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,5 +1,4 @@
-"""The loop that turns submitted requests into finished ones: read prompts, decode, sample,
-retire."""
+"""The loop that finishes what is submitted: read prompts, decode, sample, retire."""
 
 import torch
 from torch import Tensor

@@ -34,8 +34,7 @@ class SamplingParams(Settings):
     min_p: float = 0.0
     """Drop tokens less probable than this share of the most probable one, in [0, 1]."""
     seed: int | None = None
-    """The same seed gives the same text whatever else is in the batch; None draws one from
-    torch."""
+    """The same seed gives the same text in any batch; None draws one from torch."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are cut from it; they are not looked for in the trace."""
     stop_token_ids: tuple[int, ...] = ()

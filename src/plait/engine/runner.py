@@ -82,8 +82,7 @@ class Runner:
         return self.model.forward(tokens, state=state, logits_for=last).flatten(0, -2)
 
     def _reserve(self, first_row: int, pieces: list[list[int]]) -> None:
-        """Make room for the pieces; the capacity doubles, so that growing costs little per
-        token."""
+        """Make room for the pieces; the capacity doubles, so growing costs little per token."""
         held = self.state.lengths[first_row : first_row + len(pieces)].tolist()
         needed = max(length + len(piece) for length, piece in zip(held, pieces, strict=True))
         capacity = self.state.capacity_tokens

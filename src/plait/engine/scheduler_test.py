@@ -15,7 +15,7 @@ def generation(num_prompt: int, num_output: int) -> Generation:
     return Generation([LETTER] * num_prompt, params, WORDS, 1000)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 4),
     st.integers(1, 12),

@@ -1,5 +1,4 @@
-"""What the engine knows of a tokenizer: the bytes of tokens, which tokens end a text, how tags are
-cut."""
+"""What the engine knows of a tokenizer: bytes of tokens, ends of texts, how tags are cut."""
 
 from collections.abc import Iterable, Sequence
 
