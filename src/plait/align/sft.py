@@ -32,14 +32,15 @@ class SampleSet(NamedTuple):
 
 
 def read_conversations(file: Path) -> Iterator[Conversation]:
-    """Yield the conversations of a JSONL file.
+    """Yield the conversations of a JSONL file; `id` becomes file and line.
 
-    Raises: DataError naming file and line for a line that is not JSON or has no list of messages.
+    Raises: DataError for a file that cannot be read, and naming file and line for a line that is
+    not JSON or has no list of messages.
     """
     try:
-        lines = file.open(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
+        lines = file.open("rb")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     with lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -50,7 +51,7 @@ def read_conversations(file: Path) -> Iterator[Conversation]:
                 conversation.get("messages"), list
             ):
                 raise DataError(f"{file}, line {number}: needs a list under `messages`")
-            yield {"id": f"{file}, line {number}", **conversation}
+            yield {**conversation, "id": f"{file}, line {number}"}
 
 
 def samples_of(conversation: Conversation, tokenizer: Tokenizer) -> list[Sample]:
@@ -60,12 +61,10 @@ def samples_of(conversation: Conversation, tokenizer: Tokenizer) -> list[Sample]
     rendered.
     """
     messages = conversation["messages"]
-    turns = [
-        index
-        for index, message in enumerate(messages)
-        if isinstance(message, Mapping) and message.get("role") == "assistant"
-    ]
     name = conversation.get("id", "a conversation")
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise DataError(f"{name}: a message is an object with role and content; found other values")
+    turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     if not turns:
         raise DataError(f"{name}: no assistant turn, so nothing to learn; remove it")
     try:
