@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from plait.core.errors import ConfigError, DataError
 from plait.data.train_tokenizer import train_tokenizer
@@ -13,18 +12,11 @@ from plait.model.init import init_weights
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
 
-SETTINGS = EvalSettings(num_questions=4, budgets=(0, 3), max_tokens=8, max_num_seqs=4)
+SETTINGS = EvalSettings(
+    num_questions=4, budgets=(0, 3), max_tokens=8, max_num_seqs=4, num_threads=1
+)
 NAMES = ["think", "no_think", "budget_0", "budget_3"]
 FAMILIES = ("sum", "count", "largest")
-
-
-def run_on_one_thread(inputs, out):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(SETTINGS, inputs, out)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def held_out_question(index):
@@ -66,7 +58,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory):
     out = tmp_path_factory.mktemp("eval")
-    return out, run_on_one_thread(inputs, out)
+    return out, run(SETTINGS, inputs, out)
 
 
 def test_summary_has_every_key(finished):
@@ -120,7 +112,7 @@ def test_the_engine_obeys_the_switch_and_the_budget(finished):
 
 def test_a_second_run_writes_the_same_bytes(finished, inputs, tmp_path):
     out, summary = finished
-    assert run_on_one_thread(inputs, tmp_path) == summary
+    assert run(SETTINGS, inputs, tmp_path) == summary
     for name in ("scores.json", "answers.jsonl"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
