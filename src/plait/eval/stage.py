@@ -63,7 +63,7 @@ class EvalSettings(Settings):
     max_num_seqs: int = Field(64, gt=0)
     """Questions generated at once."""
     num_threads: int | None = Field(None, gt=0)
-    """Processor threads; None for torch's own choice. Small models are faster with 1."""
+    """Processor threads; None for torch's own choice."""
 
     @field_validator("budgets")
     @classmethod
