@@ -1,0 +1,37 @@
+"""recipes/tiny made small enough for a test: the same stages, keys and code, another size."""
+
+from pathlib import Path
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "tiny"
+
+OVERRIDES = [
+    "curate.categories={ "
+    'english = { languages = ["en"], extractor = "resiliparse", installed = ['
+    '{ pages = ["stdlib/pydoc_data/topics.py"], max_pages = 40 } ] }, '
+    'code = { content = "code", installed = [{ pages = ["stdlib/[a-d]*.py"], max_pages = 8 }] } }',
+    "curate.workers=1",
+    "curate.validation_share=0.1",
+    "tokenizer.vocab_size=400",
+    "blend.phases=[{ until = 0.6, weights = { english = 1, code = 1 } }, "
+    "{ until = 1.0, weights = { english = 2, code = 1 } }]",
+    "blend.optional=[]",
+    "blend.max_epochs=50",
+    "pretrain.total_tokens=8192",
+    "pretrain.sequence_tokens=128",
+    "pretrain.rows_per_batch=4",
+    "pretrain.warmup_tokens=1024",
+    "pretrain.decay_tokens=2048",
+    "pretrain.evaluate_every_steps=8",
+    "pretrain.checkpoint_every_steps=4",
+    "pretrain.evaluation_tokens=1024",
+    "pretrain.num_threads=1",
+    "sft.chains.num_train=120",
+    "sft.chains.num_test=12",
+    "sft.tokens_per_batch=1024",
+    "sft.checkpoint_every_steps=3",
+    "sft.num_threads=1",
+    "eval.budgets=[0, 8]",
+    "eval.max_tokens=24",
+    "eval.num_threads=1",
+]
+ARGUMENTS = [argument for override in OVERRIDES for argument in ("--set", override)]

@@ -1,0 +1,109 @@
+"""The whole path, small: raw pages to a model that answers, and what survives a kill."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mini_recipe import ARGUMENTS, OVERRIDES, RECIPE
+
+from plait.cli.run import run_recipe
+from plait.core.run_folder import read_manifest
+
+PLAIT = str(Path(sys.executable).with_name("plait"))
+STAGES = ["01_curate", "02_tokenizer", "03_blend", "04_pretrain", "05_sft", "06_eval"]
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    run_recipe(RECIPE, out, OVERRIDES, None)
+    return out / "tiny"
+
+
+def test_every_stage_finishes(run_directory):
+    assert sorted(path.name for path in run_directory.iterdir() if path.is_dir()) == STAGES
+    for stage in STAGES:
+        assert read_manifest(run_directory / stage)["product"]
+
+
+def test_summary_has_the_promised_keys(run_directory):
+    summary = json.loads((run_directory / "summary.json").read_text())
+    promised = ["eval.accuracy.think", "eval.accuracy.no_think", "eval.accuracy.budget_0"]
+    promised += ["eval.accuracy.budget_8", "eval.well_formed", "eval.bits_per_byte.english"]
+    promised += ["eval.bits_per_byte.code", "run.wall_s", "run.peak_memory_gib"]
+    assert set(promised) <= set(summary)
+    assert all(isinstance(value, float | int) for value in summary.values())
+    for category in ("english", "code"):
+        before = summary[f"eval.bits_per_byte_before.{category}"]
+        assert summary[f"eval.bits_per_byte.{category}"] < before
+
+
+def test_the_report_is_one_page_with_its_figures(run_directory):
+    page = (run_directory / "report.html").read_text()
+    assert page.count("<svg") >= 4
+    assert "http-equiv" not in page
+    assert "src=" not in page
+
+
+def test_every_product_is_accounted_for_in_the_funnel(run_directory):
+    funnel = json.loads((run_directory / "01_curate" / "funnel.json").read_text())
+    assert funnel["categories"].keys() == {"english", "code"}
+
+
+def test_the_model_answers_in_the_terminal(run_directory):
+    lines = "/budget 4\nLargest of A, B?\n/no_think\nLargest of A, B?\n/exit\n"
+    result = subprocess.run(
+        [PLAIT, "chat", str(run_directory / "05_sft"), "--max-tokens", "8"],
+        input=lines,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "tokens/s" in result.stdout + result.stderr
+
+
+def test_transformers_reads_what_we_write(run_directory):
+    import torch
+    import transformers
+
+    import plait
+
+    directory = run_directory / "05_sft" / "model"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    for module in theirs.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer("Cards: A1, B2.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(ids).logits, plait.load(directory)(ids), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.slow
+def test_a_kill_in_any_stage_changes_nothing(run_directory, tmp_path):
+    """SIGKILL once in every stage, then the same command again: the same bytes as uninterrupted."""
+    command = [PLAIT, "run", str(RECIPE), "--out", str(tmp_path), *ARGUMENTS]
+    rng = random.Random(time.time_ns())
+    for stage in STAGES:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith((f"{stage}: starting", f"{stage}: resuming")):
+                break
+        time.sleep(rng.uniform(0, 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for stage in STAGES:
+        killed = read_manifest(tmp_path / "tiny" / stage)["product"]
+        assert killed == read_manifest(run_directory / stage)["product"], stage
+    assert not (tmp_path / "tiny" / ".old").exists()
