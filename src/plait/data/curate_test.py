@@ -123,6 +123,7 @@ def settings(pages, **changes):
                 "languages": ["en", "de"],
             }
         },
+        "dedup": {"num_bands": 5, "hashes_per_band": 4},
         "validation_share": 0.2,
         "workers": 1,
         **changes,
@@ -244,6 +245,7 @@ KILLED = """
     from plait.data import curate, curate_io, passes
     from plait.data.curate_settings import CurateSettings
     from plait.data.curate_test import settings
+    from plait.data.language import identify
 
     def kill_after(owner, name, calls):
         real, left = getattr(owner, name), [calls]
@@ -254,11 +256,12 @@ KILLED = """
             return real(*args, **kwargs)
         setattr(owner, name, counting)
 
+    identify("Load the model once, before the forks.")
     pages, out = sys.argv[1], pathlib.Path(sys.argv[2])
     chosen = settings(pages, keep_dropped=True)
     points = [
         (curate_io.DropWriter, "_write", 7), (curate_io.PassWriter, "_write", 20),
-        (curate_io.PassWriter, "_write", 60), (passes, "_run_task", 2), (passes, "_run_task", 9),
+        (curate_io.PassWriter, "_write", 60), (passes, "_run_task", 2), (passes, "_run_task", 7),
         (curate, "write_json", 0), (curate.shutil, "rmtree", 0),
     ]
     for point in points:
