@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from plait.kernels.feed_forward import feed_forward
+from plait.kernels.linear import linear
+from plait.kernels.tolerances import assert_close
+
+
+def make_inputs(dtype, weight_dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 9, 5), (11, 5), (5, 11), (11,), (5,)
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    dtypes = dtype, *[weight_dtype] * 4
+    return [t.to(d).requires_grad_() for t, d in zip(tensors, dtypes, strict=True)]
+
+
+def naive(x, up, down, up_bias, down_bias):
+    hidden = torch.einsum("btd,fd->btf", x, up) + up_bias
+    hidden = torch.where(hidden > 0, hidden, 0) ** 2
+    return torch.einsum("btf,df->btd", hidden, down) + down_bias
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "weight_dtype"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_agrees_with_the_definition(dtype, weight_dtype, with_bias):
+    inputs = make_inputs(dtype, weight_dtype)
+    wide = [t.detach().to(dtype).double().requires_grad_() for t in inputs]
+    if not with_bias:
+        inputs, wide = inputs[:3], wide[:3]
+    zero = torch.zeros((), dtype=torch.float64)
+    got = feed_forward(*inputs)
+    want = naive(*wide) if with_bias else naive(*wide, zero, zero)
+    assert got.dtype == dtype
+    assert_close("feed_forward", dtype, "y", got, want)
+    grads = torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), wide)
+    for index, (g, w) in enumerate(zip(*grads, strict=True)):
+        assert g.dtype == inputs[index].dtype
+        assert_close("feed_forward", dtype, f"gradient {index}", g, w)
+
+
+def test_without_gradients_it_computes_the_same():
+    inputs = make_inputs(torch.float32, torch.float32)
+    with torch.no_grad():
+        got = feed_forward(*inputs)
+    assert torch.equal(got, feed_forward(*inputs))
+
+
+def test_linear_casts_weight_and_bias_to_the_activations():
+    x, up, _, up_bias, _ = make_inputs(torch.bfloat16, torch.float32)
+    y = linear(x, up, up_bias)
+    assert y.dtype == torch.bfloat16
+    assert torch.autograd.grad(y.sum(), up)[0].dtype == torch.float32
