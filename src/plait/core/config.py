@@ -9,7 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -70,10 +70,16 @@ def _describe(cls: type[BaseModel], detail: Any) -> str:
 
 def _keys_at(cls: type[BaseModel], parents: list[Any]) -> list[str]:
     """Return the valid keys of the nested table that `parents` leads to."""
-    for name in parents:
-        field = cls.model_fields.get(name) if isinstance(name, str) else None
-        for candidate in _models_in(field.annotation) if field else ():
-            cls = candidate
+    path = iter(parents)
+    for name in path:
+        field = cls.model_fields.get(name)
+        annotation = field.annotation if field else None
+        models = _models_in(annotation)
+        if not models:
+            break
+        cls = models[0]
+        if get_origin(annotation) in (dict, list, tuple):
+            next(path, None)  # the key or index of one table among many
     return list(cls.model_fields)
 
 

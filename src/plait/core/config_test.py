@@ -1,4 +1,5 @@
 import pytest
+from pydantic import Field
 
 from plait.core.config import Settings, read_toml
 from plait.core.errors import ConfigError
@@ -12,6 +13,7 @@ class Phase(Settings):
 class Example(Settings):
     learning_rate: float = 1e-3
     phases: tuple[Phase, ...] = ()
+    named: dict[str, Phase] = Field(default={})
 
 
 def test_unknown_key_names_source_and_nearest_key():
@@ -22,6 +24,12 @@ def test_unknown_key_names_source_and_nearest_key():
 def test_unknown_nested_key_is_compared_with_the_nested_table():
     table = {"phases": [{"until": 1.0, "weights": {}, "untill": 2}]}
     with pytest.raises(ConfigError, match=r"'phases\.0\.untill'; did you mean 'until'"):
+        Example.parse(table, "a.toml")
+
+
+def test_the_name_of_a_table_is_not_taken_for_a_key():
+    table = {"named": {"weights": {"until": 1.0, "weights": {}, "untill": 2}}}
+    with pytest.raises(ConfigError, match=r"'named\.weights\.untill'; did you mean 'until'"):
         Example.parse(table, "a.toml")
 
 

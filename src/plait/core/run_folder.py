@@ -7,7 +7,8 @@
 
 The fingerprint (stage kind, settings, input digests) decides what happens to a folder that is
 there already: finished under the same fingerprint, it is skipped; unfinished, it is resumed; under
-another fingerprint it is moved to `.old/`, for nothing finished is ever deleted.
+another fingerprint it is moved to `.old/`, for nothing finished is ever deleted; only its `cache/`,
+what was downloaded, stays.
 """
 
 import fcntl
@@ -61,13 +62,16 @@ def open_run_folder(
     fingerprint = _digest_json(origin)
     set_aside = None
     found = _read_json(path / "settings.json")
-    if path.exists() and (found is None or found.get("fingerprint") != fingerprint):
+    if _holds_work(path) and (found is None or found.get("fingerprint") != fingerprint):
         set_aside = _move_aside(path, found)
+        if (set_aside / "cache").exists():  # downloads do not depend on settings
+            path.mkdir()
+            (set_aside / "cache").rename(path / "cache")
     state: State = "fresh"
-    if path.exists():
+    if (path / "settings.json").exists():
         state = "finished" if _read_json(path / "manifest.json") else "unfinished"
     else:
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
         write_json(path / "settings.json", {"fingerprint": fingerprint, **origin})
     return RunFolder(path, fingerprint, state, set_aside)
 
@@ -143,6 +147,12 @@ def _product(path: Path) -> Iterator[Path]:
         yield from (
             (entry,) if entry.is_file() else sorted(f for f in entry.rglob("*") if f.is_file())
         )
+
+
+def _holds_work(path: Path) -> bool:
+    """Say whether a folder holds more than downloads and files that a kill cut off."""
+    kept = (entry.name for entry in path.iterdir()) if path.exists() else ()
+    return any(name != "cache" and not name.startswith(".") for name in kept)
 
 
 def _move_aside(path: Path, found: dict[str, Any] | None) -> Path:

@@ -52,6 +52,16 @@ def test_other_settings_set_the_old_folder_aside(tmp_path):
     assert make(tmp_path / "01", {"a": 1}).set_aside != changed.set_aside
 
 
+def test_downloads_outlive_a_change_of_settings(tmp_path):
+    make(tmp_path / "01")
+    (tmp_path / "01" / "cache").mkdir()
+    (tmp_path / "01" / "cache" / "package").write_text("bytes")
+    changed = open_run_folder(tmp_path / "01", "demo", {"a": 2}, {})
+    assert changed.state == "fresh"
+    assert (changed.path / "cache" / "package").read_text() == "bytes"
+    assert not (changed.path / "product.txt").exists()
+
+
 def test_a_changed_input_changes_the_fingerprint(tmp_path):
     one, two = tmp_path / "in", tmp_path / "02"
     make(one, text="x")
