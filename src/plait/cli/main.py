@@ -73,7 +73,7 @@ def report(
 
 def main() -> None:
     """Run the command line; users' mistakes end in one sentence, not in a traceback."""
-    # Waiting threads sleep instead of spinning; beside other work, spinning costs 20 times the speed.
+    # Waiting threads sleep instead of spinning: beside other work, spinning costs 20x the speed.
     # Read once, when torch is first imported; it changes no number.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
