@@ -9,20 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from mini_recipe import ARGUMENTS, OVERRIDES, RECIPE
+from mini_recipe import ARGUMENTS, RECIPE
 
-from plait.cli.run import run_recipe
 from plait.core.run_folder import read_manifest
 
 PLAIT = str(Path(sys.executable).with_name("plait"))
 STAGES = ["01_curate", "02_tokenizer", "03_blend", "04_pretrain", "05_sft", "06_eval"]
-
-
-@pytest.fixture(scope="module")
-def run_directory(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs")
-    run_recipe(RECIPE, out, OVERRIDES, None)
-    return out / "tiny"
 
 
 def test_every_stage_finishes(run_directory):
