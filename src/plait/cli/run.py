@@ -6,6 +6,7 @@ This is where rooms are wired: a stage kind is a module with a settings class an
 
 import importlib
 import json
+import re
 import resource
 import sys
 import time
@@ -86,15 +87,29 @@ def finish(run_directory: Path, folders: dict[str, Path]) -> None:
     summary = summarise(folders)
     write_json(run_directory / "summary.json", summary)
     page = write_report(run_directory)
-    width = max(len(key) for key in summary)
-    for key, value in summary.items():
-        if key.startswith(("eval.", "run.")):
-            typer.echo(f"  {key:<{width}}  {value:,.4g}")
+    for line in headlines(summary):
+        typer.echo(f"  {line}")
     typer.echo(f"summary: {run_directory / 'summary.json'}")
     typer.echo(f"report:  {page}")
     models = [folder for folder in folders.values() if (folder / "model" / "config.json").exists()]
     if models:
         typer.echo(f"next:    plait chat {models[-1]}")
+
+
+_HEADLINES = re.compile(r"run\..*|eval\.(accuracy\.\w+|well_formed|bits_per_byte\.[\w-]+)")
+
+
+def headlines(summary: dict[str, float]) -> list[str]:
+    """Return the lines worth a look at the end of a run; the report has the rest."""
+    names = [name for name in summary if _HEADLINES.fullmatch(name)]
+    width = max(map(len, names), default=0)
+    lines = []
+    for name in names:
+        before = summary.get(name.replace("bits_per_byte.", "bits_per_byte_before."))
+        changed = "bits_per_byte." in name and before is not None
+        note = f"  (before training {before:.4g})" if changed else ""
+        lines.append(f"{name:<{width}}  {summary[name]:,.4g}{note}")
+    return lines
 
 
 def summarise(folders: dict[str, Path]) -> dict[str, float]:

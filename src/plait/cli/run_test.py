@@ -91,6 +91,22 @@ def test_a_mistake_in_the_last_stage_stops_before_the_first(calls, tmp_path):
     assert calls == []
 
 
+def test_headlines_show_what_changed_and_leave_details_to_the_report():
+    summary = {
+        "eval.accuracy.think": 1.0,
+        "eval.accuracy.think.sum": 0.9,
+        "eval.bits_per_byte.code": 3.0631,
+        "eval.bits_per_byte_before.code": 4.7,
+        "curate.documents_in": 9.0,
+        "run.wall_s": 1234.0,
+    }
+    assert module.headlines(summary) == [
+        "eval.accuracy.think      1",
+        "eval.bits_per_byte.code  3.063  (before training 4.7)",
+        "run.wall_s               1,234",
+    ]
+
+
 def test_checked_stages_carry_resolved_settings(calls, tmp_path):
     one, two = check_recipe(read_recipe(tmp_path / "demo"))
     assert (one.settings.text, two.settings.text, one.settings.fail) == ("a", "b", False)
