@@ -17,6 +17,7 @@ def feed_forward(
 
     Numerics: weights are cast to x.dtype, in which everything is computed and returned.
     """
-    hidden = linear(x, up, up_bias).relu_()
+    # rows are flattened first: relu_ must not meet a view, whose gradient would be copied
+    hidden = linear(x.reshape(-1, x.shape[-1]), up, up_bias).relu_()
     hidden = hidden.square() if hidden.requires_grad else hidden.square_()
-    return linear(hidden, down, down_bias)
+    return linear(hidden, down, down_bias).view(x.shape)

@@ -57,3 +57,26 @@ def test_linear_casts_weight_and_bias_to_the_activations():
     y = linear(x, up, up_bias)
     assert y.dtype == torch.bfloat16
     assert torch.autograd.grad(y.sum(), up)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [63, 64, 200])
+@pytest.mark.parametrize("shape", ["flat", "batched", "strided"])
+def test_linear_of_many_rows(rows, shape):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 3, 14, generator=generator)
+    x = {"flat": x[:, 0].clone(), "batched": x, "strided": x[..., :7]}[shape].requires_grad_()
+    weight = torch.randn(11, x.shape[-1], generator=generator).requires_grad_()
+    bias = torch.randn(11, generator=generator).requires_grad_()
+    inputs = x, weight, bias
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    got, want = linear(*inputs), torch.einsum("...d,fd->...f", *wide[:2]) + wide[2]
+    grad = torch.randn(want.shape, generator=generator)
+    assert_close("feed_forward", torch.float32, "y", got, want)
+    grads = torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, wide, grad.double())
+    for name, g, w in zip(("x", "weight", "bias"), *grads, strict=True):
+        assert_close("feed_forward", torch.float32, name, g, w)
+
+
+def test_linear_leaves_frozen_weights_without_gradient():
+    x, weight = torch.randn(80, 4, requires_grad=True), torch.randn(3, 4)
+    assert torch.allclose(torch.autograd.grad(linear(x, weight).sum(), x)[0], weight.sum(0))

@@ -156,8 +156,8 @@ def forward_block(
     within = torch.bmm(c.mask.mul_(c.scores).flatten(0, 1), c.per_head())  # (k H, Q, P)
     k, _, G, R, P = c.x.shape
     out = y.view(c.x.shape)
-    torch.mul(c.x, inputs.D[..., None], out=out)
-    out += within.view(k, G, R, Q, P).permute(0, 3, 1, 2, 4)
+    within = within.view(k, G, R, Q, P).permute(0, 3, 1, 2, 4)
+    torch.addcmul(within, c.x, inputs.D[..., None], out=out)
     out.addcmul_(before.view(k, G, Q, R, P).transpose(1, 2), _per_token(c.decay_in))
 
 
