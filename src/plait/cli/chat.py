@@ -5,6 +5,7 @@ input is not a terminal, lines are read from it and everything is printed plainl
 included, so that a conversation can be piped.
 """
 
+import io
 import re
 import sys
 import time
@@ -49,7 +50,8 @@ def chat(
         force_terminal=None if interactive else False, highlight=False, soft_wrap=True
     )
     session = Chat(engine, params, console)
-    console.print(f"{model}: {num_parameters:,} parameters; /help shows the commands", style="dim")
+    facts = f"{model}: {num_parameters:,} parameters; /help shows the commands"
+    console.out(facts, style="dim", highlight=False)
     for line in _lines(console, interactive=interactive):
         if not session.handle(line):
             break
@@ -184,6 +186,9 @@ def _summary(completion: Completion, tokens_per_s: float) -> str:
 
 def _lines(console: Console, *, interactive: bool) -> Iterator[str]:
     """Yield lines until the end of input; Ctrl-C at the prompt drops the line."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Bytes that are no text are shown to the model as such, not thrown at the user.
+        sys.stdin.reconfigure(errors="replace")
     if not interactive:
         yield from sys.stdin
         return

@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from plait.cli.chat import Chat, _model_directory, chat
+from plait.cli.chat import Chat, _lines, _model_directory, chat
 from plait.core.errors import RequestError
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
@@ -194,3 +194,8 @@ def test_a_model_directory_or_hub_id_is_taken_as_it_is(tmp_path):
     assert (
         _model_directory("nvidia/NVIDIA-Nemotron-Nano-9B-v2") == "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
     )
+
+
+def test_input_that_is_not_utf8_is_read(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    assert list(_lines(Console(), interactive=False)) == ["caf\ufffd\n"]

@@ -215,7 +215,9 @@ class Tokenizer:
             raise RequestError(
                 "this tokenizer has no chat template: send plain text, or use an aligned model"
             )
-        return ChatTemplate(self.chat_template, self.special_ids, self._named)
+        # A named token counts as special here, also where tokenizer.json does not mark it so.
+        named = {text: self._id_of(name) for name, text in self._named.items()}
+        return ChatTemplate(self.chat_template, self.special_ids | named, self._named)
 
     @cached_property
     def _plain_backend(self) -> tokenizers.Tokenizer:

@@ -192,3 +192,12 @@ def test_bytes_of_a_tokenizer_that_is_not_byte_level_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="not byte-level"):
         _ = Tokenizer.from_directory(tmp_path).token_bytes
+
+
+def test_a_template_may_print_an_end_token_that_is_not_marked_special():
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "</s>": 1}, []))
+    template = "{{ messages[0].content }}{{ eos_token }}"
+    tokenizer = Tokenizer(backend, {"eos_token": "</s>"}, template)
+    messages = [{"role": "user", "content": "a"}]
+    assert tokenizer.render(messages) == "a</s>"
+    assert tokenizer.encode_conversation(messages) == [0, 1]

@@ -152,14 +152,14 @@ class Engine:
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        items = [] if isinstance(prompt, Mapping) else list(prompt)
+        items = list(prompt) if isinstance(prompt, Sequence) else []
         ids = [item for item in items if isinstance(item, int)]
         messages = [item for item in items if isinstance(item, Mapping)]
         if messages and len(messages) == len(items):
             return self.tokenizer.encode_conversation(
                 messages, tools=tools, enable_thinking=enable_thinking
             )
-        if len(ids) < len(items) or isinstance(prompt, Mapping):
+        if len(ids) < len(items) or not isinstance(prompt, Sequence):
             raise RequestError(
                 "a prompt is a text, a list of token ids or a list of messages "
                 f'({{"role": ..., "content": ...}}); found {str(prompt)[:80]}'

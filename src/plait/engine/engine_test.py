@@ -321,7 +321,7 @@ def test_bad_requests_are_refused_before_anything_runs(model, tokenizer, prompts
         engine.generate(prompts, params)
 
 
-@pytest.mark.parametrize("prompt", [["hi", "there"], {"role": "user"}, [5, {"role": "user"}]])
+@pytest.mark.parametrize("prompt", [["hi", "there"], {"role": "user"}, [5, {"role": "user"}], None])
 def test_what_is_no_prompt_is_refused(model, tokenizer, prompt):
     encode = getattr(Engine.encode, "__wrapped__", Engine.encode)
     with pytest.raises(RequestError, match="a text, a list of token ids or a list of messages"):

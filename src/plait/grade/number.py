@@ -12,7 +12,8 @@ from decimal import Decimal
 from plait.core.errors import DataError
 from plait.grade.score import Score
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)")
+# What follows is no word, and no digits of the same number: "1.5kg" is not 1.
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|\.\d|,\d{3}(?!\d))")
 _MARKER = re.compile(r"\banswer\s+is\b", re.IGNORECASE)
 
 

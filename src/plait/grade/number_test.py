@@ -27,7 +27,9 @@ def test_the_number_an_answer_commits_to(answer, number):
     assert extract_number(answer) == Decimal(number)
 
 
-@pytest.mark.parametrize("answer", ["", "none", "A7", "7th", "version1", "1e5"])
+@pytest.mark.parametrize(
+    "answer", ["", "none", "A7", "7th", "version1", "1e5", "1.5kg", "1,024kg", "v 1.2.3"]
+)
 def test_no_number_is_read_into_words(answer):
     assert extract_number(answer) is None
 

@@ -112,11 +112,11 @@ def _locate_tensors(directory: Path) -> dict[Path, list[str] | None]:
     index = directory / INDEX_FILE
     if index.exists():
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not a safetensors index: {error!r}") from None
         files: dict[Path, list[str] | None] = {}
-        for name, file in sorted(weight_map.items()):
+        for name, file in sorted(weight_map):
             names = files.setdefault(directory / file, [])
             assert names is not None
             names.append(name)

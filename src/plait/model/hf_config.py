@@ -100,6 +100,8 @@ def read_spec(source: str | Path) -> ModelSpec:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: not a JSON object, so not the config of a model")
     return spec_from_config(config, str(path))
 
 
@@ -175,10 +177,12 @@ def _read_pattern(config: dict[str, Any], source: str) -> str:
         raise ConfigError(f"{source}: layers are given twice and differ: {patterns}")
     pattern = next(iter(patterns.values()))
     count = config.get("num_hidden_layers")
-    if count is not None and count != len(pattern):
+    # ModelSpec refuses pipeline marks (| and /) by name; here they are no layers.
+    num_letters = sum(letter not in "|/" for letter in pattern)
+    if count is not None and count != num_letters:
         raise ConfigError(
             f"{source}: num_hidden_layers is {count}, but the pattern {pattern!r} has "
-            f"{len(pattern)} letters"
+            f"{num_letters} letters"
         )
     return pattern
 

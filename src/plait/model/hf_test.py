@@ -151,9 +151,10 @@ def test_broken_directories_are_named(saved, tmp_path):
     (tmp_path / "shards" / "model-00002-of-00007.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"index.json: shard model-00002.* is not in"):
         load(tmp_path / "shards")
-    (tmp_path / "shards" / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"index.json: not a safetensors index"):
-        load(tmp_path / "shards")
+    for text in ("{}", "[]", '{"weight_map": null}'):
+        (tmp_path / "shards" / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"index.json: not a safetensors index"):
+            load(tmp_path / "shards")
 
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -163,6 +164,9 @@ def test_broken_directories_are_named(saved, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"no model\*.safetensors file; pytorch_model.bin is a p"
     ):
+        load(directory)
+    (directory / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config.json: not a JSON object"):
         load(directory)
     (directory / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json: not valid JSON"):
@@ -253,7 +257,7 @@ def test_written_config_reads_back(name):
         ({"qkv_bias": True}, "qkv_bias is True; no such bias"),
         ({"quantization_config": {"a": 1}}, "quantization_config is present"),
         ({"hybrid_override_pattern": "M-E*-M"}, r"x: .*mixture-of-experts layers \(E\)"),
-        ({"hybrid_override_pattern": "M-|*-M"}, r"x: .*pipeline marks"),
+        ({"hybrid_override_pattern": "M-|M*-M"}, r"x: .*pipeline marks"),
         ({"hybrid_override_pattern": None}, "neither hybrid_override_pattern nor"),
         ({"num_hidden_layers": 7}, "num_hidden_layers is 7, but the pattern 'M-M.-M' has 6"),
         ({"layer_types": ["mamba"]}, "layers are given twice and differ"),

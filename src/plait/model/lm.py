@@ -121,7 +121,7 @@ class HybridLM(nn.Module):
         Raises: ValueError if shapes contradict each other, CapacityError if the state is full.
         """
         dtype = self.compute_dtype or self.backbone.embeddings.weight.dtype
-        documents = None if cu_seqlens is None else Documents(cu_seqlens)
+        documents = None if cu_seqlens is None else Documents(cu_seqlens.to(tokens.device))
         if state is None:
             return self.backbone(tokens, ForwardContext(documents), dtype)
         with torch.no_grad():
