@@ -3,8 +3,7 @@
 `torch.nn.functional.linear`, except where that is slow: for float32 on a CPU it calls MKL, which
 runs at a part of its speed on processors of other makers and on widths that are no multiple of its
 tiles. oneDNN, which comes with PyTorch too, is faster there for the forward product and for the
-gradient of the input, MKL for the gradient of the weight; with many rows each gets what it does
-best.
+gradient of the input, MKL for the gradient of the weight; with many rows each gets what it does best.
 """
 
 from typing import Any
@@ -32,20 +31,33 @@ def linear(
     Weights may so be float32 masters under bfloat16 activations; their gradients are float32 again.
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    num_rows = x.numel() // max(x.shape[-1], 1)
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    if not (on_cpu and _HAS_ONEDNN and num_rows >= _MANY_ROWS):
+    rows = x.numel() // max(x.shape[-1], 1)
+    if not _prefers_onednn(x, rows):
         return F.linear(x, weight, bias)
-    rows = x.reshape(num_rows, x.shape[-1])
-    y: Tensor = _Linear.apply(rows, weight, bias)  # pyright: ignore
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], len(weight))
+    y: Tensor = _Linear.apply(x.reshape(rows, x.shape[-1]), weight, bias)  # pyright: ignore
+    return y.view(*x.shape[:-1], len(weight))
+
+
+def multiply(
+    x: Float[Tensor, "rows D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, " F"] | None
+) -> Float[Tensor, "rows F"]:
+    """Return x weight^T + bias by the faster library, all in one dtype and without autograd."""
+    if not _prefers_onednn(x, len(x)):
+        return F.linear(x, weight, bias)
+    x, weight = x.contiguous(), weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _prefers_onednn(x: Tensor, rows: int) -> bool:
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    return on_cpu and _HAS_ONEDNN and rows >= _MANY_ROWS
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias)
+        return multiply(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -53,11 +65,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _onednn(dy, weight.t().contiguous(), None) if for_x else None,
+            multiply(dy, weight.t(), None) if for_x else None,
             torch.mm(dy.t(), x) if for_weight else None,
             dy.sum(0) if for_bias else None,
         )
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
