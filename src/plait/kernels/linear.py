@@ -3,7 +3,7 @@
 `torch.nn.functional.linear`, except where that is slow: for float32 on a CPU it calls MKL, which
 runs at a part of its speed on processors of other makers and on widths that are no multiple of its
 tiles. oneDNN, which comes with PyTorch too, is faster there for the forward product and for the
-gradient of the input, MKL for the gradient of the weight; with many rows each gets what it does best.
+gradient of the input, MKL for that of the weight; with many rows each gets what it does best.
 """
 
 from typing import Any
