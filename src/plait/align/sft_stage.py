@@ -137,7 +137,9 @@ def check_disjoint(
 
 
 def _user_text(messages: Iterable[Mapping[str, Any]]) -> str:
-    texts = (str(m.get("content")) for m in messages if m.get("role") in ("user", "system"))
+    # What is no message is refused, with file and line, when samples are made.
+    known = (m for m in messages if isinstance(m, Mapping))
+    texts = (str(m.get("content")) for m in known if m.get("role") in ("user", "system"))
     return " ".join(" ".join(texts).lower().split())
 
 

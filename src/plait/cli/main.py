@@ -6,7 +6,7 @@ Nothing heavy is imported before a verb is chosen, so that `plait --help` answer
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 
 EXIT_INTERRUPTED = 130
+
+# typer does not export the base of its errors about wrong verbs, options and arguments.
+_UsageError: Any = typer.BadParameter.__base__
 
 
 @app.command()
@@ -80,6 +83,9 @@ def main() -> None:
         app(standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
+    except _UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except PlaitError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)

@@ -37,6 +37,7 @@ def test_help_imports_nothing_heavy():
     [
         (("run", "nowhere"), 2, "error: nowhere: no such recipe folder"),
         (("info", "nano-9b-v3"), 2, "nano-9b-v2"),
+        (("report", "nowhere"), 2, "error: nowhere: no such run folder"),
     ],
 )
 def test_mistakes_end_in_one_sentence(arguments, code, message, tmp_path):
@@ -45,6 +46,21 @@ def test_mistakes_end_in_one_sentence(arguments, code, message, tmp_path):
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rnu",), "No such command 'rnu'. Did you mean 'run'?"),
+        (("run",), "Missing argument 'recipe'"),
+        (("run", "x", "--utnil", "y"), "--until"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(arguments, message):
+    result = plait(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_info_prints_exact_counts():

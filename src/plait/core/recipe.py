@@ -52,7 +52,7 @@ def read_recipe(directory: Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such recipe folder")
-    files = sorted(directory.glob("*.toml"))
+    files = sorted(directory.glob("*.toml"), key=_place)
     if not files:
         raise ConfigError(f"{directory}: holds no NN_stage.toml file")
     stages: list[StageFile] = []
@@ -61,6 +61,12 @@ def read_recipe(directory: Path, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply(override, stages)
     return Recipe(directory.resolve().name, stages)
+
+
+def _place(path: Path) -> tuple[int, str]:
+    """Order 2_x before 10_y."""
+    match = _FILE_NAME.fullmatch(path.name)
+    return (int(match[1]) if match else 0, path.name)
 
 
 def _read_stage(path: Path, earlier: list[str]) -> StageFile:
@@ -79,8 +85,10 @@ def _read_stage(path: Path, earlier: list[str]) -> StageFile:
     if not isinstance(inputs, dict):
         raise ConfigError(f"{path}: inputs is a table of role = stage")
     for role, source in inputs.items():
-        if "/" not in str(source) and source not in earlier:
-            hint = nearest(str(source), earlier) if earlier else "this is the first stage"
+        if not isinstance(source, str):
+            raise ConfigError(f"{path}: input {role!r} is {source!r}; give one stage or path")
+        if "/" not in source and source not in earlier:
+            hint = nearest(source, earlier) if earlier else "this is the first stage"
             raise ConfigError(f"{path}: input {role!r} names {source!r}, no earlier stage; {hint}")
     return StageFile(path, path.stem, key, kind, inputs, table)
 

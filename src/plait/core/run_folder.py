@@ -77,7 +77,7 @@ def open_run_folder(
 
 
 def finish_run_folder(folder: RunFolder, facts: dict[str, Any]) -> None:
-    """Write the manifest: `facts` (metrics, wall time, seeds), versions and product hashes."""
+    """Write the manifest: `facts` (metrics, wall time, memory), versions and product hashes."""
     product = {
         str(file.relative_to(folder.path)): file_digest(file) for file in _product(folder.path)
     }

@@ -95,7 +95,8 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         return []
     values = []
-    for line in text.splitlines():
+    # Not splitlines: what a model writes may hold U+0085 or U+2028, which JSON leaves as they are.
+    for line in text.split("\n"):
         try:
             value = json.loads(line)
         except ValueError:

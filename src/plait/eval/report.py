@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from plait.core.artifact import write_atomic
+from plait.core.errors import ConfigError
 from plait.eval.plots import (
     Curve,
     curves_over_budget,
@@ -62,8 +63,11 @@ class EvalView(NamedTuple):
 def write_report(run_directory: Path) -> Path:
     """Write `run_directory`/report.html from the stage folders in it and return its path.
 
-    Raises: PlaitError naming the extra to install if matplotlib is missing.
+    Raises: ConfigError if there is no such folder; PlaitError naming the extra to install if
+    matplotlib is missing.
     """
+    if not run_directory.is_dir():
+        raise ConfigError(f"{run_directory}: no such run folder; give one such as runs/tiny")
     page = run_directory / "report.html"
     write_atomic(page, render(run_directory.resolve().name, read_stages(run_directory)))
     return page

@@ -100,7 +100,8 @@ def read_questions(file: Path, limit: int | None = None) -> list[Question]:
     Raises: DataError naming file and line, or if there are none.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with file.open(encoding="utf-8") as open_file:
+            lines = list(open_file)  # not splitlines: a text may hold U+0085 or U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: no readable questions; finish the sft stage: {error}") from None
     questions = [
