@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.kernels.documents import Documents
+from plait.kernels.processor import product_dtype
 
 # new tokens attended at once over a cache: bounds the mask to this many rows
 _QUERY_TILE = 256
@@ -100,6 +101,9 @@ def cached_attention(
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    dtype = product_dtype(q.dtype, q.device)
+    if dtype != q.dtype:
+        return _causal(q.to(dtype), k.to(dtype), v.to(dtype)).to(q.dtype)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)

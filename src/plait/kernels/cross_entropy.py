@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from plait.kernels.processor import product_dtype
+
 
 def chunked_cross_entropy(
     hidden: Float[Tensor, "T D"],
@@ -54,26 +56,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_gradient: tuple[bool, bool],
     ) -> Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        head = weight.to(hidden.dtype)
+        product = product_dtype(hidden.dtype, hidden.device)
+        head = weight.to(hidden.dtype).to(product)
         total = hidden.new_zeros((), dtype=dtype)
         dhidden = torch.empty_like(hidden) if wants_gradient[0] else None
         dweight = torch.zeros_like(weight, dtype=dtype) if wants_gradient[1] else None
         for start in range(0, len(hidden), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             here, scale = targets[chunk, None], weights[chunk, None].to(dtype)
-            logits = torch.mm(hidden[chunk], head.t()).to(dtype)
+            rows = hidden[chunk].to(product)
+            logits = torch.mm(rows, head.t()).to(dtype)
             log_probabilities = torch.log_softmax(logits, dim=-1)
             total -= (log_probabilities.gather(1, here) * scale).sum()
             if dhidden is None and dweight is None:
                 continue
             dlogits = log_probabilities.exp_().mul_(scale).scatter_add_(1, here, -scale)
-            dlogits = dlogits.to(hidden.dtype)
+            dlogits = dlogits.to(product)
             if dhidden is not None:
-                torch.mm(dlogits, head, out=dhidden[chunk])
-            if dweight is not None and dweight.dtype == dlogits.dtype:
-                dweight.addmm_(dlogits.t(), hidden[chunk])
+                dhidden[chunk] = torch.mm(dlogits, head)
+            if dweight is not None and dweight.dtype == product:
+                dweight.addmm_(dlogits.t(), rows)
             elif dweight is not None:
-                dweight += torch.mm(dlogits.t(), hidden[chunk])
+                dweight += torch.mm(dlogits.t(), rows)
         ctx.save_for_backward(dhidden, dweight)
         ctx.weight_dtype = weight.dtype
         return total

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plait.kernels.linear import multiply
+from plait.kernels.linear import multiply, weight_gradient
 
 
 def feed_forward(
@@ -72,11 +72,11 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, up, down, h = ctx.saved_tensors
         for_x, for_up, for_down, for_up_bias, for_down_bias = ctx.needs_input_grad
-        ddown = torch.mm(dy.t(), h * h) if for_down else None
+        ddown = weight_gradient(dy, h * h) if for_down else None
         dh = multiply(dy, 2 * down.t(), None).mul_(h)
         return (
             multiply(dh, up.t(), None) if for_x else None,
-            torch.mm(dh.t(), x) if for_up else None,
+            weight_gradient(dh, x) if for_up else None,
             ddown,
             dh.sum(0) if for_up_bias else None,
             dy.sum(0) if for_down_bias else None,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from plait.kernels import processor
 from plait.kernels.feed_forward import feed_forward
 from plait.kernels.linear import linear
 from plait.kernels.tolerances import assert_close
@@ -59,22 +60,26 @@ def test_linear_casts_weight_and_bias_to_the_activations():
     assert torch.autograd.grad(y.sum(), up)[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("rows", [63, 64, 200])
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [7, 63, 64, 200])
 @pytest.mark.parametrize("shape", ["flat", "batched", "strided"])
-def test_linear_of_many_rows(rows, shape):
+def test_linear_of_many_rows(rows, shape, dtype, has_bfloat16, monkeypatch):
+    monkeypatch.setattr(processor, "_multiplies_bfloat16", lambda: has_bfloat16)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 3, 14, generator=generator)
+    x = torch.randn(rows, 3, 14, generator=generator).to(dtype)
     x = {"flat": x[:, 0].clone(), "batched": x, "strided": x[..., :7]}[shape].requires_grad_()
-    weight = torch.randn(11, x.shape[-1], generator=generator).requires_grad_()
-    bias = torch.randn(11, generator=generator).requires_grad_()
+    weight = torch.randn(11, x.shape[-1], generator=generator).to(dtype).requires_grad_()
+    bias = torch.randn(11, generator=generator).to(dtype).requires_grad_()
     inputs = x, weight, bias
     wide = [t.detach().double().requires_grad_() for t in inputs]
     got, want = linear(*inputs), torch.einsum("...d,fd->...f", *wide[:2]) + wide[2]
-    grad = torch.randn(want.shape, generator=generator)
-    assert_close("feed_forward", torch.float32, "y", got, want)
+    grad = (torch.randint(-8, 9, want.shape, generator=generator) / 8).to(dtype)
+    assert_close("feed_forward", dtype, "y", got, want)
     grads = torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, wide, grad.double())
-    for name, g, w in zip(("x", "weight", "bias"), *grads, strict=True):
-        assert_close("feed_forward", torch.float32, name, g, w)
+    for name, like, g, w in zip(("x", "weight", "bias"), inputs, *grads, strict=True):
+        assert g.dtype == like.dtype
+        assert_close("feed_forward", dtype, name, g, w)
 
 
 def test_linear_leaves_frozen_weights_without_gradient():

@@ -1,9 +1,10 @@
 """Linear maps whose weights may be kept wider than the activations.
 
-`torch.nn.functional.linear`, except where that is slow: for float32 on a CPU it calls MKL, which
+`torch.nn.functional.linear`, except where that is slow on a CPU. For float32 it calls MKL, which
 runs at a part of its speed on processors of other makers and on widths that are no multiple of its
 tiles. oneDNN, which comes with PyTorch too, is faster there for the forward product and for the
-gradient of the input, MKL for that of the weight; with many rows each gets what it does best.
+gradient of the input, MKL for that of the weight; with many rows each gets what it does best. For
+bfloat16, see `processor`. The few rows of a decoding step are bound by memory and left alone.
 """
 
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# rows from which the better product is worth the call; a decoding step has fewer
-_MANY_ROWS = 64
+from plait.kernels.processor import product_dtype
+
+# rows from which oneDNN, and widening bfloat16 where it is slow, are worth their overhead
+_ROWS_FOR_ONEDNN, _ROWS_TO_WIDEN = 64, 8
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
@@ -32,7 +35,7 @@ def linear(
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     rows = x.numel() // max(x.shape[-1], 1)
-    if not _prefers_onednn(x, rows):
+    if not (_widens(x, rows) or _prefers_onednn(x, rows)):
         return F.linear(x, weight, bias)
     y: Tensor = _Linear.apply(x.reshape(rows, x.shape[-1]), weight, bias)  # pyright: ignore
     return y.view(*x.shape[:-1], len(weight))
@@ -41,16 +44,32 @@ def linear(
 def multiply(
     x: Float[Tensor, "rows D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, " F"] | None
 ) -> Float[Tensor, "rows F"]:
-    """Return x weight^T + bias by the faster library, all in one dtype and without autograd."""
+    """Return x weight^T + bias by the faster way, all in one dtype and without autograd."""
+    if _widens(x, len(x)):
+        wide = [None if t is None else t.float() for t in (weight, bias)]
+        return multiply(x.float(), *wide).to(x.dtype)  # pyright: ignore
     if not _prefers_onednn(x, len(x)):
         return F.linear(x, weight, bias)
     x, weight = x.contiguous(), weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def weight_gradient(
+    dy: Float[Tensor, "rows F"], x: Float[Tensor, "rows D"]
+) -> Float[Tensor, "F D"]:
+    """Return dy^T x by the faster way, without autograd."""
+    if _widens(x, len(x)):
+        return torch.mm(dy.float().t(), x.float()).to(x.dtype)
+    return torch.mm(dy.t(), x)
+
+
+def _widens(x: Tensor, rows: int) -> bool:
+    return rows >= _ROWS_TO_WIDEN and product_dtype(x.dtype, x.device) != x.dtype
+
+
 def _prefers_onednn(x: Tensor, rows: int) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and _HAS_ONEDNN and rows >= _MANY_ROWS
+    return on_cpu and _HAS_ONEDNN and rows >= _ROWS_FOR_ONEDNN
 
 
 class _Linear(torch.autograd.Function):
@@ -66,6 +85,6 @@ class _Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
             multiply(dy, weight.t(), None) if for_x else None,
-            torch.mm(dy.t(), x) if for_weight else None,
+            weight_gradient(dy, x) if for_weight else None,
             dy.sum(0) if for_bias else None,
         )
