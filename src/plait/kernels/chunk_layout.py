@@ -53,7 +53,9 @@ class ChunkLayout(NamedTuple):
     """sequence at each rank"""
 
 
-def chunk_layout(documents: Documents, chunk_length: int, block_tokens: int | None) -> ChunkLayout:
+def chunk_layout(
+    documents: Documents, chunk_length: int, block_tokens: int | None, device: torch.device
+) -> ChunkLayout:
     """Lay the tokens out in chunks, in blocks of about `block_tokens` (None: one block)."""
     bounds = documents.bounds
     starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
@@ -71,7 +73,7 @@ def chunk_layout(documents: Documents, chunk_length: int, block_tokens: int | No
     per_block = len(step) if block_tokens is None else block_tokens // chunk_length
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(documents.device)
+        return torch.from_numpy(array).to(device)
 
     def block(start: int, stop: int) -> Block:
         places = slice(start * chunk_length, stop * chunk_length)

@@ -55,7 +55,7 @@ def causal_conv(
     Source: agrees with causal_conv1d_fn of causal_conv1d with activation "silu".
     """
     documents = Documents.of(cu_seqlens, x)
-    edges = documents.derived(_edges, weight.shape[1])
+    edges = documents.derived(_edges, weight.shape[1], x.device)
     flat = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
     dtype = torch.promote_types(x.dtype, torch.float32)
     taps = weight.t().to(dtype).contiguous()
@@ -110,7 +110,7 @@ class _Edges(NamedTuple):
         return self.heads[low:high] - start
 
 
-def _edges(documents: Documents, num_taps: int) -> _Edges:
+def _edges(documents: Documents, num_taps: int, device: torch.device) -> _Edges:
     past = num_taps - 1
     starts = np.array(documents.bounds[:-1], dtype=np.int64)[:, None]
     lengths = np.diff(documents.bounds)[:, None]
@@ -130,7 +130,7 @@ def _edges(documents: Documents, num_taps: int) -> _Edges:
     final = np.where(is_token, last_rows, state_rows + past + last)
     heads, tails = (starts + head)[is_head], (starts + last)[is_token]
     arrays = np.concatenate([heads, tails]), heads, windows[is_head], final
-    tensors = (torch.from_numpy(array).to(documents.device) for array in arrays)
+    tensors = (torch.from_numpy(array).to(device) for array in arrays)
     return _Edges(*tensors, head_list=heads.tolist())
 
 

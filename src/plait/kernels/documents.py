@@ -10,7 +10,8 @@ list of bounds for attention). A model calls some dozens of kernels with the sam
     for layer in layers:
         ... causal_conv(x, weight, bias, cu_seqlens=documents) ...
 
-An unpacked batch of B rows is the same thing with documents of equal length, one per row.
+`cu_seqlens` is read once, on whichever device it is; what is derived lies where the tokens do. An
+unpacked batch of B rows is the same thing with documents of equal length, one per row.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,6 @@ class Documents:
         """
         self.bounds: list[int] = cu_seqlens.tolist()
         self.spans: list[tuple[int, int]] = list(pairwise(self.bounds))
-        self.device = cu_seqlens.device
         if self.bounds[:1] != [0] or any(stop < start for start, stop in self.spans):
             raise ValueError(f"cu_seqlens is {self.bounds}; it must start at 0 and never decrease")
         self._derived: dict[tuple[Any, ...], Any] = {}
@@ -50,7 +50,7 @@ class Documents:
         """
         num_rows, num_tokens = tokens.shape[:2]
         if cu_seqlens is None:
-            return _rows(num_rows, num_tokens, tokens.device)
+            return _rows(num_rows, num_tokens)
         documents = cu_seqlens if isinstance(cu_seqlens, Documents) else Documents(cu_seqlens)
         if documents.bounds[-1] != num_tokens or num_rows != 1:
             raise ValueError(
@@ -71,5 +71,5 @@ class Documents:
 
 
 @lru_cache(maxsize=8)
-def _rows(num_rows: int, num_tokens: int, device: torch.device) -> Documents:
-    return Documents(torch.arange(num_rows + 1, device=device) * num_tokens)
+def _rows(num_rows: int, num_tokens: int) -> Documents:
+    return Documents(torch.arange(num_rows + 1) * num_tokens)

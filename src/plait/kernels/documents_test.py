@@ -43,7 +43,7 @@ def test_derived_is_computed_once():
 )
 def test_layout_keeps_every_token_once_and_documents_apart(lengths, chunk_length, block_tokens):
     bounds = torch.tensor([0, *lengths]).cumsum(0)
-    layout = chunk_layout(Documents(bounds), chunk_length, block_tokens)
+    layout = chunk_layout(Documents(bounds), chunk_length, block_tokens, bounds.device)
     document_of = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     num_tokens = sum(lengths)
 

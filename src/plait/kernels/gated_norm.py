@@ -77,7 +77,7 @@ def _forward(
             u = F.silu(z[rows].to(dtype)).mul_(u)
         u = u.unflatten(1, (num_groups, -1))
         norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
-        r = torch.rsqrt(norm.square_().div_(u.shape[2]).add_(eps), out=scales[rows])
+        r = torch.rsqrt((norm * norm).div_(u.shape[2]).add_(eps), out=scales[rows])
         torch.mul((u * r).flatten(1), weight, out=out[rows])
     return out, scales
 

@@ -101,7 +101,7 @@ def ssd_scan(
     default_length, block_tokens = _TUNING.get(x.device.type, _TUNING["cuda"])
     chunk_length = chunk_length or default_length
     documents = Documents.of(cu_seqlens, x)
-    layout = documents.derived(chunk_layout, chunk_length, block_tokens)
+    layout = documents.derived(chunk_layout, chunk_length, block_tokens, x.device)
     arguments = x, dt, A, B, C, D, initial_state
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
         return SSDOutput(*_Scan.apply(*arguments, layout))  # pyright: ignore
