@@ -4,10 +4,12 @@
     prefill    tokens/s of a prompt of 4,096 tokens into a fresh state, ~100M hybrid
     memory     peak growth of one forward of the ~100M hybrid at T = 2,048, 4,096 and 8,192
 
-Both sides run in one process, turn by turn, in float32 with the same number of threads; medians of
-rounds, and the ratio is the median of the rounds' ratios, so a disturbance hits both. Before
-anything is timed the logits and the training losses of both must agree. transformers clamps dt at
-`time_step_min` where the checkpoints mean `time_step_limit`; that is repaired first.
+Both sides run in one process, turn by turn, with the same number of threads, in float32 and in
+bfloat16 (training: float32 masters on both sides, with autocast on transformers'; prefill: bfloat16
+weights); medians of rounds, and the ratio is the median of the rounds' ratios, so a disturbance
+hits both. Before anything is timed the float32 logits and training losses of both must agree.
+transformers clamps dt at `time_step_min` where the checkpoints mean `time_step_limit`; that is
+repaired first.
 
 Targets: training >= 3x, prefill >= 2.5x, memory linear in T.
 
@@ -37,6 +39,7 @@ from plait.model.spec import ModelSpec
 from plait.model.state import HybridState
 from plait.train.losses import next_token_loss
 from plait.train.optim import AdamWSettings, adamw, set_learning_rate
+from plait.train.precision import set_precision
 
 # Proportions of Nemotron Nano 9B v2, vocabulary cut so that embeddings keep a like share.
 SMALL = {
@@ -66,6 +69,7 @@ LARGE = {
     "state_size": 128,
 }
 TOLERANCE = 1e-4
+LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 
 class Sizes(NamedTuple):
@@ -118,18 +122,21 @@ def random_tokens(model: HybridLM, *shape: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def check_logits(ours: HybridLM, theirs: Any, num_tokens: int) -> float:
-    """Return the largest difference of logits relative to their spread; stop if it is not small."""
+def check_logits(ours: HybridLM, theirs: Any, num_tokens: int) -> None:
+    """Stop unless float32 logits agree to 1e-4 of their spread."""
     tokens = random_tokens(ours, 1, num_tokens)
     want = theirs(tokens, use_cache=False).logits
     error = float((ours(tokens) - want).abs().max() / want.std())
     if not error < TOLERANCE:
         sys.exit(f"logits differ by {error:.1e} of their spread: nothing to time")
-    return error
 
 
-def training_steps(ours: HybridLM, theirs: Any, sizes: Sizes) -> tuple[Callable, Callable]:
+def training_steps(
+    ours: HybridLM, theirs: Any, sizes: Sizes, dtype: torch.dtype
+) -> tuple[Callable, Callable]:
     """Return one training step of each side on the same rows, both returning the mean loss."""
+    set_precision(ours, "float32" if dtype == torch.float32 else "bfloat16")
+    mixed = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
     tokens = random_tokens(ours, sizes.rows, sizes.row_tokens)
     weights = torch.ones(tokens.shape)
     weights[:, -1] = 0.0
@@ -151,7 +158,8 @@ def training_steps(ours: HybridLM, theirs: Any, sizes: Sizes) -> tuple[Callable,
 
     def their_step() -> float:
         optimizers[1].zero_grad()
-        mean = theirs(tokens, labels=tokens, use_cache=False).loss
+        with mixed:
+            mean = theirs(tokens, labels=tokens, use_cache=False).loss
         mean.backward()
         optimizers[1].step()
         return float(mean.detach())
@@ -166,9 +174,7 @@ def prefills(ours: HybridLM, theirs: Any, num_tokens: int) -> tuple[Callable, Ca
 
     @torch.inference_mode()
     def our_prefill() -> None:
-        state = HybridState.empty(
-            ours.spec, 1, num_tokens, dtype=torch.float32, device=torch.device("cpu")
-        )
+        state = HybridState.empty(ours.spec, 1, num_tokens, dtype=next(ours.parameters()).dtype)
         ours(tokens, state=state, logits_for=last)
 
     @torch.inference_mode()
@@ -248,39 +254,52 @@ def facts(options: argparse.Namespace) -> list[str]:
         f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start",
         f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, float32",
+        f"transformers {transformers.__version__}",
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {options.rounds} rounds: "
         f"`python {' '.join(sys.argv)}`",
     ]
 
 
-def measure(sizes: Sizes, options: argparse.Namespace) -> list[str]:
-    """Check, then time everything; return the report's lines."""
-    lines = [f"- {fact}" for fact in facts(options)]
-    table = ["| what | plait tokens/s | transformers tokens/s | ratio | spread |"]
-    table.append("|---|---|---|---|---|")
+def training_row(sizes: Sizes, dtype: torch.dtype, rounds: int) -> str:
+    """Check, then time training; return its line of the table."""
     ours = build(sizes.training)
     theirs = foreign(ours)
-    error = check_logits(ours, theirs, sizes.row_tokens)
-    ours_step, their_step = training_steps(ours, theirs, sizes)
+    check_logits(ours, theirs, sizes.row_tokens)
+    ours_step, their_step = training_steps(ours, theirs, sizes, dtype)
     losses = ours_step(), their_step()
-    if abs(losses[0] - losses[1]) > TOLERANCE * losses[1]:
+    if abs(losses[0] - losses[1]) > LOSS_TOLERANCE[dtype] * losses[1]:
         sys.exit(f"first losses differ, {losses[0]} and {losses[1]}: nothing to time")
-    size = f"{ours.spec.num_parameters / 1e6:.1f}M"
-    lines.append(f"- logits of the {size} model agree to {error:.1e} of their spread")
-    name = f"training, {size}, {sizes.rows} x {sizes.row_tokens}"
-    num_tokens = sizes.rows * sizes.row_tokens
-    table.append(row(name, num_tokens, duel(ours_step, their_step, options.rounds)))
+    millions = ours.spec.num_parameters / 1e6
+    name = f"training, {millions:.1f}M, {sizes.rows} x {sizes.row_tokens}, {_name(dtype)}"
+    return row(name, sizes.rows * sizes.row_tokens, duel(ours_step, their_step, rounds))
+
+
+def prefill_row(sizes: Sizes, dtype: torch.dtype, rounds: int) -> str:
+    """Check, then time prefill; return its line of the table."""
     ours = build(sizes.prefill)
     theirs = foreign(ours).eval()
-    error = check_logits(ours, theirs, 257)
-    size = f"{ours.spec.num_parameters / 1e6:.0f}M"
-    lines.append(f"- logits of the {size} model agree to {error:.1e} of their spread")
-    pair = prefills(ours, theirs, sizes.prompt_tokens)
-    name = f"prefill, {size}, {sizes.prompt_tokens:,}"
-    table.append(row(name, sizes.prompt_tokens, duel(*pair, options.rounds)))
+    check_logits(ours, theirs, 257)
+    millions = ours.spec.num_parameters / 1e6
+    name = f"prefill, {millions:.0f}M, {sizes.prompt_tokens:,}, {_name(dtype)}"
+    pair = prefills(ours.to(dtype), theirs.to(dtype), sizes.prompt_tokens)
+    return row(name, sizes.prompt_tokens, duel(*pair, rounds))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def measure(sizes: Sizes, options: argparse.Namespace) -> list[str]:
+    """Check and time everything; return the report's lines."""
+    table = ["| what | plait tokens/s | transformers tokens/s | ratio | spread |"]
+    table.append("|---|---|---|---|---|")
+    for timed in (training_row, prefill_row):
+        for dtype in (torch.float32, torch.bfloat16):
+            table.append(timed(sizes, dtype, options.rounds))
+            sys.stderr.write(f"{table[-1]}\n")
     forwarded = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
-    return [*lines, "", *table, "", *memory_rows(sizes, forwarded)]
+    facts_lines = [f"- {fact}" for fact in facts(options)]
+    return [*facts_lines, "", *table, "", *memory_rows(sizes, forwarded)]
 
 
 def main() -> None:
