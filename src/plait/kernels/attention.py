@@ -9,8 +9,6 @@ its time on.
 Scores are scaled by E**-0.5. Query head j reads key/value head j // (Hq/Hk).
 """
 
-from itertools import pairwise
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,8 +35,8 @@ def causal_attention(
     """
     if cu_seqlens is None:
         return _causal(q, k, v)
-    spans = [span for span in pairwise(Documents.of(cu_seqlens, q).bounds) if span[0] < span[1]]
-    parts = [_causal(q[:, i:j], k[:, i:j], v[:, i:j]) for i, j in spans]
+    spans = Documents.of(cu_seqlens, q).spans
+    parts = [_causal(q[:, i:j], k[:, i:j], v[:, i:j]) for i, j in spans if i < j]
     return torch.cat(parts, dim=1) if parts else q
 
 

@@ -51,7 +51,7 @@ def causal_conv(
     which may be shorter than W, or empty. Inputs before a sequence's first token are its initial
     state, or zero; its final state is the initial state of what follows.
     Numerics: computes in float32 (float64 stays); y and the final state return in x.dtype.
-    Raises: ValueError if `cu_seqlens` does not fit the row.
+    Raises: ValueError if `cu_seqlens` or the number of initial states does not fit the rows.
     Source: agrees with causal_conv1d_fn of causal_conv1d with activation "silu".
     """
     documents = Documents.of(cu_seqlens, x)
@@ -63,6 +63,8 @@ def causal_conv(
 
     if initial_state is None:
         initial_state = x.new_zeros(len(documents), x.shape[2], weight.shape[1] - 1)
+    if len(initial_state) != len(documents):
+        raise ValueError(f"{len(initial_state)} initial states for {len(documents)} sequences")
     before = initial_state.to(x.dtype).transpose(1, 2).flatten(0, 1)
     y, after = _Conv.apply(flat, taps, bias, before, edges)  # pyright: ignore
     return ConvOutput(y.view(x.shape), after.view(len(documents), -1, x.shape[2]).transpose(1, 2))
@@ -90,8 +92,7 @@ def conv_step(
 
 
 class _Edges(NamedTuple):
-    """What lies at the edges of documents: tokens, and windows into the pool (state rows,
-    tokens)."""
+    """Tokens at the edges of documents, and windows into a pool of state rows and these tokens."""
 
     tokens: Int[Tensor, " edge_tokens"]
     """the first and the last W-1 tokens of each document, as flat positions"""
@@ -135,8 +136,7 @@ def _edges(documents: Documents, num_taps: int, device: torch.device) -> _Edges:
 
 
 class _Conv(torch.autograd.Function):
-    """The convolution over flat tokens (T, Ch), with states as rows (S (W-1), Ch) before and
-    after."""
+    """The convolution over flat tokens (T, Ch); states before and after are rows (S (W-1), Ch)."""
 
     @staticmethod
     def forward(

@@ -124,6 +124,12 @@ def test_steps_continue_where_the_whole_ended(dtype, with_bias):
     assert torch.equal(state, whole.final_state)
 
 
+def test_each_sequence_needs_its_initial_state():
+    x, weight, bias, state = make_inputs(6, sequences=3)
+    with pytest.raises(ValueError, match="3 initial states for 2 sequences"):
+        causal_conv(x, weight, bias, initial_state=state, cu_seqlens=torch.tensor([0, 2, 6]))
+
+
 def test_memory_is_linear_in_tokens(memory):
     def peak(T):
         inputs = make_inputs(T, channels=8, dtype=torch.float32)

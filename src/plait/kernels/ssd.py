@@ -93,7 +93,8 @@ def ssd_scan(
     Numerics: computes in the promoted dtype of x and dt, float32 at least; y returns in x.dtype,
     the state in the compute dtype. Differentiable once in all seven tensors; gradients return in
     their tensors' dtypes.
-    Raises: ValueError if H is not a multiple of G, or `cu_seqlens` does not fit the row.
+    Raises: ValueError if H is not a multiple of G, or `cu_seqlens` or the number
+    of initial states does not fit the rows.
     Source: arXiv 2405.21060, section 6.
     """
     if x.shape[2] % B.shape[2]:

@@ -64,8 +64,11 @@ class ScanInputs(NamedTuple):
 
     def ranked_state(self, state: Tensor | None) -> Tensor:
         """Copy states (S, H, P, N) into layout order (S, H, P N), zero if there are none."""
+        num_sequences = len(self.layout.order)
         if state is None:
-            return self.empty_states(len(self.layout.order)).zero_()
+            return self.empty_states(num_sequences).zero_()
+        if len(state) != num_sequences:
+            raise ValueError(f"{len(state)} initial states for {num_sequences} sequences")
         return state.to(self.dtype).flatten(2).index_select(0, self.layout.order)
 
     def unranked_state(self, state: Tensor) -> Tensor:
@@ -249,7 +252,7 @@ def backward_block(
 
 
 def _leaving_gradients(block: Block, c: _Chunks, dy_in: Tensor, dstate: Tensor) -> Tensor:
-    """Return the gradient of the state behind each chunk (k, H, P N); take `dstate` there."""
+    """Return the gradient of the state behind each chunk (k, H, P N); carry `dstate` over them."""
     through_y = torch.bmm(dy_in.transpose(1, 2), c.C).view(-1, *dstate.shape[1:])
     chunk_decay = c.decay_in[..., -1].reshape(len(through_y), -1, 1)
     dleaving = torch.empty_like(through_y)

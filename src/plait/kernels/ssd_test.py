@@ -193,6 +193,12 @@ def test_heads_must_divide_into_groups():
         ssd_scan(x, dt, A, B, B, D)
 
 
+def test_each_sequence_needs_its_initial_state():
+    x, dt, A, B, C, D, state = make_inputs(6, sequences=3, H=4, P=2)
+    with pytest.raises(ValueError, match="3 initial states for 2 sequences"):
+        ssd_scan(x, dt, A, B, C, D, initial_state=state, cu_seqlens=torch.tensor([0, 2, 6]))
+
+
 def test_memory_is_linear_in_tokens(memory):
     def peak(T):
         inputs = make_inputs(T, P=4, N=4, dtype=torch.float32)
