@@ -4,7 +4,7 @@
     prefill    tokens/s of a prompt of 4,096 tokens into a fresh state, ~100M hybrid
     memory     peak growth of one forward of the ~100M hybrid at T = 2,048, 4,096 and 8,192
 
-Both sides run in one process, turn by turn, with the same number of threads, in float32 and in
+Both sides run in one process, turn by turn, with the same number of threads, in float32 or
 bfloat16 (training: float32 masters on both sides, with autocast on transformers'; prefill: bfloat16
 weights); medians of rounds, and the ratio is the median of the rounds' ratios, so a disturbance
 hits both. Before anything is timed the float32 logits and training losses of both must agree.
@@ -13,7 +13,7 @@ repaired first.
 
 Targets: training >= 3x, prefill >= 2.5x, memory linear in T.
 
-    .venv/bin/python bench/train_cpu.py [--quick] [--rounds 7] [--out bench/results/FILE.md]
+    .venv/bin/python bench/train_cpu.py [--quick] [--dtype bfloat16] [--out FILE]
 """
 
 import argparse
@@ -294,9 +294,8 @@ def measure(sizes: Sizes, options: argparse.Namespace) -> list[str]:
     table = ["| what | plait tokens/s | transformers tokens/s | ratio | spread |"]
     table.append("|---|---|---|---|---|")
     for timed in (training_row, prefill_row):
-        for dtype in (torch.float32, torch.bfloat16):
-            table.append(timed(sizes, dtype, options.rounds))
-            sys.stderr.write(f"{table[-1]}\n")
+        table.append(timed(sizes, getattr(torch, options.dtype), options.rounds))
+        sys.stderr.write(f"{table[-1]}\n")
     forwarded = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
     facts_lines = [f"- {fact}" for fact in facts(options)]
     return [*facts_lines, "", *table, "", *memory_rows(sizes, forwarded)]
@@ -307,6 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)

@@ -60,6 +60,14 @@ class SftSettings(LoopSettings):
             raise ValueError("needs data: a table `chains`, a list `files`, or both")
         return self
 
+    def files_read(self) -> list[Path]:
+        """Return the conversation files."""
+        paths = [Path(name).expanduser() for name in self.files]
+        for path in paths:
+            if not path.is_file():
+                raise ConfigError(f"files: {path} does not exist (from {Path.cwd()})")
+        return paths
+
     def schedule(self, num_batches: int) -> Schedule:
         """Return the schedule of a run over `num_batches` micro-batches per epoch."""
         num_steps = max(1, round(num_batches * self.num_epochs / self.accumulation))
@@ -76,11 +84,9 @@ class SftSettings(LoopSettings):
 def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
     """Fine-tune `inputs["model"]` and write the model to `out/model`.
 
-    Raises: ConfigError without that input; DataError for unusable conversations or held-out
-    questions that are also in the training data.
+    Raises: ConfigError for a file that does not exist; DataError for unusable conversations or
+    held-out questions that are also in the training data.
     """
-    if "model" not in inputs:
-        raise ConfigError("sft needs the input 'model': name a stage or a path under [inputs]")
     with session(settings.num_threads):
         model = set_precision(load_masters(inputs["model"]), settings.precision)
         tokenizer_directory = _tokenizer_directory(inputs["model"])
@@ -101,8 +107,8 @@ def _prepare(settings: SftSettings, tokenizer: Tokenizer, folder: Path) -> Sampl
     conversations: list[Mapping[str, Any]] = []
     questions: list[dict[str, Any]] = []
     seed = mix_seed(settings.seed, "tasks")
-    for name in settings.files:
-        conversations += read_conversations(Path(name))
+    for path in settings.files_read():
+        conversations += read_conversations(path)
     if settings.chains is not None:
         conversations += train_conversations(settings.chains, seed)
         questions += held_out_questions(settings.chains, seed)

@@ -140,8 +140,8 @@ def test_a_held_out_question_in_the_training_data_stops_the_stage():
 
 
 def test_contradictions_are_named(base, tmp_path):
-    with pytest.raises(ConfigError, match="sft needs the input 'model'"):
-        run(parse(), {}, tmp_path)
+    with pytest.raises(ConfigError, match=r"files: nowhere\.jsonl does not exist"):
+        parse(files=["nowhere.jsonl"]).files_read()
     with pytest.raises(ConfigError, match=r"recipe: .*needs data"):
         parse(chains=None)
     with pytest.raises(

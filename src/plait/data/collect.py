@@ -5,7 +5,6 @@ a crawl; the user's own WARC files are read where they are. A source once collec
 asked again. Texts are often copyleft: they stay under the run folder.
 """
 
-import glob
 import hashlib
 import json
 import logging
@@ -14,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from plait.core.artifact import atomic_directory
-from plait.core.errors import ConfigError, DataError
+from plait.core.artifact import atomic_directory, file_states
+from plait.core.errors import DataError
 from plait.core.progress import Progress
 from plait.data.curate_settings import (
     CategorySettings,
@@ -23,7 +22,7 @@ from plait.data.curate_settings import (
     DebianSource,
     FilesSource,
     InstalledSource,
-    WarcSource,
+    matching_files,
 )
 from plait.data.debian import Runner, download, package_pages, run_command
 from plait.data.installed import installed_pages
@@ -45,25 +44,12 @@ class Shard(NamedTuple):
     licence: str | None
 
 
-def user_files(settings: CurateSettings) -> list[Path]:
-    """Return every file that the settings name by path or glob, in order.
-
-    Raises: ConfigError naming the category and the pattern that matches nothing.
-    """
-    return [
-        path
-        for name, category in settings.categories.items()
-        for source in (*category.warc, *category.files)
-        for path in _matches(source, name)
-    ]
-
-
 def collect(settings: CurateSettings, cache: Path, run: Runner = run_command) -> list[Shard]:
     """Bring the pages of all sources into WARC files and list these, category by category.
 
     Raises: ConfigError if a path matches nothing; DataError if a source cannot be had or is empty.
     """
-    user_files(settings)
+    settings.files_read()  # a pattern that matches nothing stops here, before downloads
     shards = []
     total = sum(len(_sources(category)) for category in settings.categories.values())
     with Progress("collect", total, "sources") as progress:
@@ -78,7 +64,8 @@ def collect(settings: CurateSettings, cache: Path, run: Runner = run_command) ->
                 progress.advance(1, name)
             for source in category.warc:
                 shards += [
-                    Shard(path, name, str(path), source.licence) for path in _matches(source, name)
+                    Shard(path, name, str(path), source.licence)
+                    for path in matching_files(source.paths, name)
                 ]
     return shards
 
@@ -140,21 +127,8 @@ def _sources(category: CategorySettings) -> Sequence[Source]:
     return (*category.debian, *category.installed, *category.files)
 
 
-def _matches(source: WarcSource | FilesSource, category: str) -> list[Path]:
-    found = []
-    for pattern in source.paths:
-        paths = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-        files = [Path(path) for path in paths if Path(path).is_file()]
-        if not files:
-            raise ConfigError(
-                f"categories.{category}: no file matches {pattern!r} (from {Path.cwd()})"
-            )
-        found += files
-    return found
-
-
 def _file_pages(source: FilesSource, category: str) -> Iterator[Page]:
-    for path in _matches(source, category):
+    for path in matching_files(source.paths, category):
         url = path.resolve().as_uri()
         yield Page(url, media_type_of(path.name), path.read_bytes(), "files", source.licence)
 
@@ -165,14 +139,9 @@ def _folder_name(source: Source, collector: _Collector) -> str:
     if isinstance(source, DebianSource):
         state = [source.model_dump(mode="json", exclude={"fallback"}), collector.seed]
     elif isinstance(source, FilesSource):
-        state += file_states(_matches(source, collector.category))
+        state += file_states(matching_files(source.paths, collector.category))
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     return f"{type(source).__name__.removesuffix('Source').lower()}-{digest}"
-
-
-def file_states(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Return path, size and time of change of files: what tells that one was edited."""
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
 def _patterns(source: Source) -> str:

@@ -3,7 +3,7 @@ import sysconfig
 import pytest
 
 from plait.core.errors import ConfigError, DataError
-from plait.data.collect import collect, user_files
+from plait.data.collect import collect
 from plait.data.curate_settings import CurateSettings
 from plait.data.debian_test import FakeApt, build_deb, needs_dpkg
 from plait.data.pages import Page, sample
@@ -133,7 +133,7 @@ def test_local_files_become_pages_and_edits_are_noticed(tmp_path):
 def test_a_pattern_without_files_is_refused_before_anything_else(tmp_path, kind):
     wrong = settings(**{kind: [{"paths": [f"{tmp_path}/*.warc.gz"]}]})
     with pytest.raises(ConfigError, match=r"categories\.c: no file matches '.*\*\.warc\.gz'"):
-        user_files(wrong)
+        wrong.files_read()
 
 
 def test_a_sample_is_a_fixed_choice(tmp_path):

@@ -24,10 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plait.core.artifact import atomic_directory, write_json
+from plait.core.artifact import atomic_directory, file_states, write_json
 from plait.core.errors import DataError
 from plait.core.seed import mix_seed
-from plait.data.collect import Shard, collect, file_states, user_files
+from plait.data.collect import Shard, collect
 from plait.data.curate_settings import CurateSettings
 from plait.data.funnel import Funnel, Kept, describe_losses, stage_metrics
 
@@ -44,7 +44,7 @@ def run(settings: CurateSettings, inputs: dict[str, Path], out: Path) -> dict[st
     Raises: ConfigError for a path that matches nothing; DataError for a source that cannot be had
     or a required category that keeps no document.
     """
-    fingerprint = _digest([settings.model_dump(mode="json"), file_states(user_files(settings))])
+    fingerprint = _digest([settings.model_dump(mode="json"), file_states(settings.files_read())])
     finished = _read_funnel(out)
     if finished.get("fingerprint") == fingerprint:
         shutil.rmtree(out / "cache" / "work", ignore_errors=True)

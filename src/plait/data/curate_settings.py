@@ -11,12 +11,15 @@ A category draws on any number of sources, each of one of four kinds: `debian` p
 `*` also matches `/`.
 """
 
+import glob
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from plait.core.config import Settings, nearest
+from plait.core.errors import ConfigError
 
 # English and the 15 languages of the report, in the codes of ISO 639-1.
 LANGUAGES = ("en", "ar", "zh", "da", "nl", "fr", "de", "it", "ja", "ko", "pl", "pt", "ru", "es",
@@ -224,6 +227,15 @@ class CurateSettings(Settings):
     seed: int = 0
     """Of page samples and of the split."""
 
+    def files_read(self) -> list[Path]:
+        """Return every file that a source names by path or glob."""
+        return [
+            path
+            for name, category in self.categories.items()
+            for source in (*category.warc, *category.files)
+            for path in matching_files(source.paths, name)
+        ]
+
     @field_validator("categories")
     @classmethod
     def _names(cls, categories: dict[str, CategorySettings]) -> dict[str, CategorySettings]:
@@ -238,3 +250,20 @@ class CurateSettings(Settings):
 def _check_language(code: str) -> None:
     if code not in LANGUAGES:
         raise ValueError(f"unknown language {code!r}; {nearest(code, list(LANGUAGES))}")
+
+
+def matching_files(patterns: tuple[str, ...], category: str) -> list[Path]:
+    """Return the files that a source's patterns match, in order.
+
+    Raises: ConfigError naming the category and the pattern that matches nothing.
+    """
+    found = []
+    for pattern in patterns:
+        paths = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        files = [Path(path) for path in paths if Path(path).is_file()]
+        if not files:
+            raise ConfigError(
+                f"categories.{category}: no file matches {pattern!r} (from {Path.cwd()})"
+            )
+        found += files
+    return found

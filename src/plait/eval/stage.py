@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from plait.core.artifact import write_atomic, write_json
 from plait.core.config import Settings
-from plait.core.errors import ConfigError, DataError
+from plait.core.errors import DataError
 from plait.core.progress import Progress
 from plait.engine.engine import Engine
 from plait.engine.request import Completion, SamplingParams
@@ -102,7 +102,7 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     Raises: ConfigError for a missing input; DataError for questions or pretraining scores that are
     missing or cannot be read.
     """
-    model, pretrain = (_required(inputs, role) for role in ("model", "pretrain"))
+    model, pretrain = inputs["model"], inputs["pretrain"]
     before, after = read_bits_per_byte(pretrain / "metrics.jsonl")
     questions = read_questions(model / "data" / "test.jsonl", settings.num_questions)
     check_verifiers(questions, VERIFIERS)
@@ -201,9 +201,3 @@ def result_record(result: Result) -> dict[str, Any]:
 
 def _mean_record(mean: Mean) -> dict[str, float | int]:
     return dict(mean._asdict())
-
-
-def _required(inputs: dict[str, Path], role: str) -> Path:
-    if role not in inputs:
-        raise ConfigError(f"eval needs the input {role!r}: name a stage under [inputs]")
-    return inputs[role]

@@ -111,7 +111,7 @@ def run(settings: PretrainSettings, inputs: dict[str, Path], out: Path) -> dict[
 
     Raises: ConfigError if the inputs contradict each other or the settings.
     """
-    blend, tokenizer_directory = _required(inputs, "blend"), _required(inputs, "tokenizer")
+    blend, tokenizer_directory = inputs["blend"], inputs["tokenizer"]
     tokenizer = Tokenizer.from_directory(tokenizer_directory)
     _check_vocabulary(Blend.read(blend).vocab_size, tokenizer, blend)
     plan = TrainSettings.of(settings, settings.schedule, "pretrain")
@@ -173,12 +173,6 @@ def _spec(model: str | dict[str, Any], **fields: int) -> ModelSpec:
     if isinstance(model, str):
         return ModelSpec.preset(model, **fields)
     return ModelSpec.parse(model | fields, "model")
-
-
-def _required(inputs: dict[str, Path], role: str) -> Path:
-    if role not in inputs:
-        raise ConfigError(f"pretrain needs the input {role!r}: name a stage under [inputs]")
-    return inputs[role]
 
 
 def _check_vocabulary(vocab_size: int, tokenizer: Tokenizer, source: Path) -> None:

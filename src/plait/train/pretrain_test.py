@@ -135,8 +135,6 @@ def test_a_later_phase_starts_from_the_model_before(trained, inputs, tmp_path):
 
 
 def test_contradictions_are_named(trained, inputs, tmp_path):
-    with pytest.raises(ConfigError, match="pretrain needs the input 'blend'"):
-        run(parse(), {"tokenizer": inputs["tokenizer"]}, tmp_path)
     with pytest.raises(ConfigError, match="give exactly one"):
         run(parse(), inputs | {"model": trained[0]}, tmp_path)
     with pytest.raises(ConfigError, match="give exactly one"):
