@@ -83,19 +83,21 @@ def test_transformers_reads_what_we_write(run_directory):
 def test_a_kill_in_any_stage_changes_nothing(run_directory, tmp_path):
     """SIGKILL once in every stage, then the same command again: the same bytes as uninterrupted."""
     command = [PLAIT, "run", str(RECIPE), "--out", str(tmp_path), *ARGUMENTS]
-    rng = random.Random(time.time_ns())
+    command += ["--set", "curate.workers=2"]  # another process tree, the same documents
+    seed = time.time_ns()
+    rng = random.Random(seed)
     for stage in STAGES:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith((f"{stage}: starting", f"{stage}: resuming")):
                 break
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 0.8) * read_manifest(run_directory / stage)["wall_s"])
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, f"seed {seed}: {stage} ended before its kill"
         process.stdout.close()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     for stage in STAGES:
         killed = read_manifest(tmp_path / "tiny" / stage)["product"]
-        assert killed == read_manifest(run_directory / stage)["product"], stage
+        assert killed == read_manifest(run_directory / stage)["product"], (seed, stage)
     assert not (tmp_path / "tiny" / ".old").exists()

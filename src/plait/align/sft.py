@@ -19,7 +19,7 @@ from plait.core.errors import DataError, RequestError
 from plait.core.seed import mix_seed
 from plait.data.loader import PackedBatch
 from plait.data.pack import Sample, first_fit, pack
-from plait.data.tokenizer import END_OF_TURN, Tokenizer
+from plait.data.tokenizer import Tokenizer
 
 Conversation = Mapping[str, Any]
 
@@ -82,7 +82,7 @@ def _sample(
     options = {"tools": tools, "enable_thinking": thinking}
     prompt = tokenizer.render(messages[:-1], **options)
     whole = tokenizer.render(messages, add_generation_prompt=False, **options)
-    completion, end, _ = whole.rpartition(END_OF_TURN)
+    completion, end, _ = whole.rpartition(tokenizer.decode([tokenizer.end_of_turn_id]))
     if not end or not completion.startswith(prompt):
         raise RequestError("the chat template does not print the last turn after its prompt")
     prompt_ids = tokenizer.encode_conversation(messages[:-1], **options)

@@ -18,7 +18,7 @@ here chooses tokens, and no text of the prompt but its last turn is looked at.
 Source: arXiv 2508.14444 section 3.4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -59,14 +59,18 @@ def thinking_limits(params: SamplingParams, num_close_tokens: int) -> ThinkingLi
         deadline = min(budget + grace, max_tokens - min_answer_tokens - num_close_tokens)
         budget = min(budget, deadline)
 
+    A request with neither budget nor reserve may think until max_tokens and then has no answer.
     Raises: RequestError if the reserve for the answer leaves no room to close the trace.
     """
     budget, deadline = params.max_thinking_tokens, None
     if budget is not None:
         grace = params.budget_grace_tokens if params.budget_rule == "newline" else 0
         deadline = budget + grace
-    if params.min_answer_tokens and params.max_tokens is not None:
+    bounded = budget is not None or params.min_answer_tokens
+    if bounded and params.max_tokens is not None:
         room = params.max_tokens - params.min_answer_tokens - num_close_tokens
+        if room < 0 and not params.min_answer_tokens:
+            room = 0  # the tag itself may be cut; nothing was promised beyond max_tokens
         if room < 0:
             raise RequestError(
                 f"min_answer_tokens = {params.min_answer_tokens} and {num_close_tokens} tokens to "
@@ -179,9 +183,13 @@ def closing_texts() -> list[str]:
 
 
 class TagBans:
-    """Which tokens would complete a think tag, by the partial tag that the output ends with."""
+    """Which tokens may not follow, by the partial tag that the output ends with.
 
-    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+    In the answer, those that would complete a think tag; in the trace, those that would complete a
+    second one or end the output before the trace is closed (`end_ids`).
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int] = ()) -> None:
         # Both tags end in ">", so only tokens that hold one can complete a tag.
         candidates = [(id_, piece) for id_, piece in enumerate(token_bytes) if b">" in piece]
         self._in_answer: dict[bytes, Tensor] = {}
@@ -191,7 +199,8 @@ class TagBans:
             self._add(self._in_answer, partial, [i for i, text in texts if _has_tag(text)])
             # A trace may be closed, but not by a token that goes on to a second tag.
             closed = [(id_, text.partition(CLOSE)[2]) for id_, text in texts]
-            self._add(self._in_trace, partial, [i for i, rest in closed if _has_tag(rest)])
+            twice = [i for i, rest in closed if _has_tag(rest)]
+            self._add(self._in_trace, partial, [*twice, *sorted(end_ids)])
 
     def banned(self, thinking: Thinking) -> Tensor | None:
         """Return the ids, int64, that may not follow now, or None if all may."""

@@ -55,8 +55,15 @@ def test_plain_prompt_gives_plain_content():
     assert completion.well_formed
 
 
-def test_end_of_turn_inside_the_trace_is_not_well_formed():
-    completion = end(say(start(TRACE), *"hm")).completion()
+def test_the_output_cannot_end_inside_the_trace_unless_tags_are_free():
+    served = say(start(TRACE), *"hm")
+    banned = served.banned()
+    assert banned is not None
+    assert {END_OF_TURN, END_OF_TEXT} <= set(banned.tolist())
+    assert say(served, "</", "think", ">").banned() is None
+    free = say(start(TRACE, free_think_tags=True), *"hm")
+    assert free.banned() is None
+    completion = end(free).completion()
     assert (completion.reasoning, completion.content) == ("hm", "")
     assert (completion.finish_reason, completion.well_formed) == ("stop", False)
 
@@ -101,11 +108,18 @@ def test_pending_tokens_are_prompt_then_sampled_then_forced():
     assert (generation.num_pending, generation.next_tokens(1)) == (1, ids_of("a"))
 
 
-def test_max_tokens_counts_forced_tokens_and_may_cut_the_close():
-    generation = say(start(TRACE, max_tokens=4, max_thinking_tokens=2, budget_rule="hard"), *"ab")
+def test_with_a_budget_max_tokens_leaves_room_to_close_the_trace():
+    generation = say(start(TRACE, max_tokens=7, max_thinking_tokens=50), *"abcdefgh")
     completion = generation.completion()
-    assert (len(completion.token_ids), completion.finish_reason) == (4, "length")
-    assert (completion.reasoning, completion.well_formed) == ("ab\n</", False)
+    assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
+    room = 7 - WORDS.num_close_tokens
+    assert (completion.reasoning, completion.well_formed) == ("abcdefgh"[:room], True)
+
+
+def test_a_max_tokens_shorter_than_the_tag_cuts_it():
+    completion = start(TRACE, max_tokens=2, max_thinking_tokens=2).completion()
+    assert (len(completion.token_ids), completion.finish_reason) == (2, "length")
+    assert (completion.num_closing_tags, completion.well_formed) == (0, False)
 
 
 def test_reserve_keeps_room_for_the_answer():

@@ -19,7 +19,7 @@ class Vocabulary:
         """Bytes of each id; b"" for special tokens."""
         self.end_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_turn_id, *end_ids})
         """Tokens that end an output: end of turn, end of text and what the model's files add."""
-        self.bans = TagBans(self.token_bytes)
+        self.bans = TagBans(self.token_bytes, self.end_ids)
         self._closing_ids = {text: tokenizer.encode_plain(text) for text in closing_texts()}
         for text, ids in self._closing_ids.items():
             if b"".join(self.token_bytes[id_] for id_ in ids) != text.encode():
