@@ -44,7 +44,9 @@ def run(settings: CurateSettings, inputs: dict[str, Path], out: Path) -> dict[st
     Raises: ConfigError for a path that matches nothing; DataError for a source that cannot be had
     or a required category that keeps no document.
     """
-    fingerprint = _digest([settings.model_dump(mode="json"), file_states(settings.files_read())])
+    # The number of workers changes the time, not the documents.
+    chosen = settings.model_dump(mode="json", exclude={"workers"})
+    fingerprint = _digest([chosen, file_states(settings.files_read())])
     finished = _read_funnel(out)
     if finished.get("fingerprint") == fingerprint:
         shutil.rmtree(out / "cache" / "work", ignore_errors=True)
