@@ -17,6 +17,7 @@ from plait.align.sft import SampleBatches, SampleSet, build_samples, read_conver
 from plait.core.artifact import write_atomic
 from plait.core.errors import ConfigError, DataError
 from plait.core.progress import track
+from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
 from plait.train.fit import fit, load_masters, session
@@ -89,17 +90,12 @@ def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
     """
     with session(settings.num_threads):
         model = set_precision(load_masters(inputs["model"]), settings.precision)
-        tokenizer_directory = _tokenizer_directory(inputs["model"])
+        tokenizer_directory = model_directory(inputs["model"])
         data = _prepare(settings, Tokenizer.from_directory(tokenizer_directory), out / "data")
         batches = SampleBatches(data.samples, settings.tokens_per_batch, settings.seed)
         plan = TrainSettings.of(settings, settings.schedule(batches.num_batches), "sft")
         result = fit(model, batches, next_token_loss, plan, out, tokenizer_directory)
     return _summary(result, data)
-
-
-def _tokenizer_directory(source: Path) -> Path:
-    nested = source / "model"
-    return nested if nested.is_dir() else source
 
 
 def _prepare(settings: SftSettings, tokenizer: Tokenizer, folder: Path) -> SampleSet:

@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from plait.core.errors import PlaitError
+from plait.core.run_folder import model_directory
 from plait.engine.engine import Engine
 from plait.engine.request import Completion, SamplingParams
 
@@ -41,7 +41,7 @@ def chat(
     Raises: PlaitError if the model cannot be loaded or the sampling options are refused.
     """
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
-    engine = Engine.from_path(_model_directory(model))
+    engine = Engine.from_path(model_directory(model))
     num_parameters = engine.model.spec.num_parameters
     if num_parameters < _ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
@@ -202,9 +202,3 @@ def _lines(console: Console, *, interactive: bool) -> Iterator[str]:
         except EOFError:
             console.print()
             return
-
-
-def _model_directory(model: str) -> str:
-    """Return `model`, or the model inside it if it is the run folder of a stage."""
-    inside = Path(model) / "model"
-    return str(inside) if (inside / "config.json").is_file() else model

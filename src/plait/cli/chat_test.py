@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from plait.cli.chat import Chat, _lines, _model_directory, chat
+from plait.cli.chat import Chat, _lines, chat
 from plait.core.errors import RequestError
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
@@ -187,13 +187,6 @@ def test_a_piped_conversation_with_the_model_of_a_run_folder(tmp_path, monkeypat
     assert lines[1] == "thinking budget: 3 tokens"
     assert sum("tokens/s" in line for line in lines) == 2
     assert sum("thinking, " in line for line in lines) == 1
-
-
-def test_a_model_directory_or_hub_id_is_taken_as_it_is(tmp_path):
-    assert _model_directory(str(tmp_path)) == str(tmp_path)
-    assert (
-        _model_directory("nvidia/NVIDIA-Nemotron-Nano-9B-v2") == "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
-    )
 
 
 def test_input_that_is_not_utf8_is_read(monkeypatch):

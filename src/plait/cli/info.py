@@ -7,6 +7,7 @@ from rich.table import Table
 
 from plait.core.config import nearest
 from plait.core.errors import ConfigError
+from plait.core.run_folder import model_directory
 from plait.model.count import describe
 from plait.model.hf_config import read_spec
 from plait.model.spec import PRESETS, ModelSpec
@@ -27,4 +28,4 @@ def _spec(name: str) -> ModelSpec:
     path = Path(name)
     if "/" not in name and not path.exists():
         raise ConfigError(f"{name}: neither a preset nor a path; {nearest(name, list(PRESETS))}")
-    return read_spec(path / "model" if (path / "model").is_dir() else name)
+    return read_spec(model_directory(path) if path.exists() else name)

@@ -41,11 +41,6 @@ class RunFolder(NamedTuple):
     set_aside: Path | None
     """Where an earlier folder of other settings went."""
 
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest of a finished folder."""
-        return read_manifest(self.path)
-
 
 def open_run_folder(
     path: Path,
@@ -97,6 +92,12 @@ def finish_run_folder(folder: RunFolder, facts: dict[str, Any]) -> None:
         "digest": _digest_json(product),
     }
     write_json(folder.path / "manifest.json", manifest)
+
+
+def model_directory(source: Path | str) -> Path:
+    """Return the model that a stage's run folder holds, or the path itself if it is none."""
+    nested = Path(source) / "model"
+    return nested if (nested / "config.json").is_file() else Path(source)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from plait.core.run_folder import (
     exclusive,
     finish_run_folder,
     input_digest,
+    model_directory,
     open_run_folder,
     read_manifest,
 )
@@ -115,3 +116,12 @@ with exclusive(Path({str(tmp_path)!r})):
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "another plait run" in refused.stderr
     subprocess.run(command, check=True)
+
+
+def test_a_run_folder_stands_for_its_model(tmp_path):
+    assert model_directory(tmp_path) == tmp_path
+    assert str(model_directory("nvidia/some-model")) == "nvidia/some-model"
+    (tmp_path / "model").mkdir()
+    assert model_directory(tmp_path) == tmp_path
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert model_directory(tmp_path) == tmp_path / "model"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from plait.core.run_folder import model_directory
 from plait.model.hf import load, save
 from plait.model.lm import HybridLM
 from plait.train import parallel
@@ -33,9 +34,7 @@ def session(num_threads: int | None) -> Iterator[None]:
 
 def load_masters(source: Path) -> HybridLM:
     """Load float32 parameters of a model directory, or of a run folder that holds `model/`."""
-    nested = source / "model"
-    directory = nested if nested.is_dir() else source
-    return load(directory, dtype=torch.float32, device=parallel.device())
+    return load(model_directory(source), dtype=torch.float32, device=parallel.device())
 
 
 def fit(
