@@ -1,13 +1,14 @@
 """Prompts to completions.
 
-The engine owns a model and a tokenizer; each call of `generate` or `stream` runs a loop of its own,
-whose state is as large as the call needs and is gone afterwards. So an exception, or a stream that
-nobody reads to its end, leaves nothing behind. Prompts are texts, token ids or conversations; all
-become token ids here, and nothing below knows text.
+The engine owns a model, a tokenizer and one loop in which all requests run together. `submit` and
+`step` drive it by hand, as a server does; `generate` and `stream` do it for the caller, who may use
+them while other requests run. Prompts are texts, token ids or conversations; all become token ids
+here, and nothing below knows text. An engine is for one thread at a time.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from plait.core.errors import CheckpointError, RequestError
 from plait.data.chat import Message
 from plait.data.tokenizer import Tokenizer
-from plait.engine.generation import Generation, SplitText
+from plait.engine.generation import Generation
+from plait.engine.handle import Handle
 from plait.engine.loop import Loop
-from plait.engine.request import Completion, Delta, SamplingParams
+from plait.engine.request import Completion, Delta, EngineStats, SamplingParams
 from plait.engine.vocabulary import Vocabulary
 from plait.model.lm import HybridLM
 
@@ -109,18 +111,21 @@ class Engine:
         if isinstance(params, Sequence) and len(params) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts but {len(params)} sampling parameters")
         each = params if isinstance(params, Sequence) else [params] * len(prompts)
-        generations = []
-        for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
-            try:
-                generations.append(self._start(prompt, own, tools, enable_thinking))
-            except RequestError as error:
-                raise RequestError(f"prompt {index}: {error}") from None
-        loop = self._loop(len(prompts))
-        for generation in generations:
-            loop.submit(generation)
-        while loop.has_work:
-            loop.step()
-        return [generation.completion() for generation in generations]
+        handles: list[Handle] = []
+        try:
+            for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+                try:
+                    handles.append(
+                        self.submit(prompt, own, tools=tools, enable_thinking=enable_thinking)
+                    )
+                except RequestError as error:
+                    raise RequestError(f"prompt {index}: {error}") from None
+            while not all(handle.finished for handle in handles):
+                self.step()
+            return [handle.completion() for handle in handles]
+        finally:
+            for handle in handles:
+                self.cancel(handle)
 
     def stream(
         self,
@@ -133,11 +138,52 @@ class Engine:
         """Return an iterator over the text of one completion as it grows.
 
         The pieces, joined, equal `reasoning` and `content` of the completion that the last one
-        carries.
+        carries. Closing the iterator early cancels the request.
         Raises: RequestError at once, not at the first piece; CapacityError.
         """
-        generation = self._start(prompt, params, tools, enable_thinking)
-        return _deltas(generation, self._loop(1))
+        return self._deltas(
+            self.submit(prompt, params, tools=tools, enable_thinking=enable_thinking)
+        )
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> Handle:
+        """Put a request in line; it runs when `step` is called.
+
+        Raises: RequestError or CapacityError at once if it can never run.
+        """
+        prompt_ids = self.encode(prompt, tools=tools, enable_thinking=enable_thinking)
+        generation = Generation(
+            prompt_ids, params or SamplingParams(), self._vocabulary, self.max_context
+        )
+        self._loop.submit(generation)
+        return Handle(generation)
+
+    def step(self) -> None:
+        """Advance every running request by a token and read waiting prompts.
+
+        What goes wrong with a request ends that request (`Handle.completion` raises it), and no
+        other.
+        """
+        self._loop.step()
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request waits or runs."""
+        return self._loop.has_work
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request and free what it holds; one that is over stays as it is."""
+        self._loop.cancel(handle.generation)
+
+    def stats(self) -> EngineStats:
+        """Return what the engine does now and has done so far."""
+        return self._loop.stats()
 
     def encode(
         self,
@@ -166,39 +212,28 @@ class Engine:
             )
         return ids
 
-    def _start(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        tools: Sequence[Mapping[str, Any]] | None,
-        enable_thinking: bool | None,
-    ) -> Generation:
-        prompt_ids = self.encode(prompt, tools=tools, enable_thinking=enable_thinking)
-        return Generation(
-            prompt_ids, params or SamplingParams(), self._vocabulary, self.max_context
-        )
+    def _deltas(self, handle: Handle) -> Iterator[Delta]:
+        try:
+            completion = None
+            while completion is None:
+                if not handle.finished:
+                    self.step()
+                delta = handle.read()
+                completion = delta.completion
+                if delta.reasoning or delta.content or delta.completion:
+                    yield delta
+        finally:
+            self.cancel(handle)
 
-    def _loop(self, num_requests: int) -> Loop:
+    @cached_property
+    def _loop(self) -> Loop:
         return Loop(
             self.model,
-            min(self.max_num_seqs, num_requests),
+            self.max_num_seqs,
             self.max_context,
             self.prefill_chunk_tokens,
             len(self._vocabulary.token_bytes),
         )
-
-
-def _deltas(generation: Generation, loop: Loop) -> Iterator[Delta]:
-    loop.submit(generation)
-    text = SplitText(generation)
-    if loop.has_work:
-        loop.step()
-    while generation.finish_reason is None:
-        reasoning, content = text.read()
-        if reasoning or content:
-            yield Delta(reasoning, content, len(generation.token_ids))
-        loop.step()
-    yield Delta(*text.read(), len(generation.token_ids), generation.completion())
 
 
 def _end_ids(directory: Path) -> list[int]:

@@ -1,9 +1,14 @@
 """The loop that finishes what is submitted: read prompts, decode, sample, retire."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
+from plait.core.errors import RequestError
 from plait.engine.generation import Generation
+from plait.engine.request import EngineStats
 from plait.engine.runner import Runner
 from plait.engine.sampler import sample
 from plait.engine.scheduler import Scheduler
@@ -38,25 +43,56 @@ class Loop:
         if generation.finish_reason is None:
             self._scheduler.submit(generation)
 
+    def cancel(self, generation: Generation) -> None:
+        """End a request and free its row; one that is over stays as it is."""
+        if not generation.is_over:
+            generation.error = RequestError("the request was cancelled")
+            self._retire()
+
+    def stats(self) -> EngineStats:
+        """Return what the loop does now and has done so far."""
+        scheduler = self._scheduler
+        return EngineStats(
+            len(scheduler.running), len(scheduler.waiting), 0, 0, len(scheduler.running),
+            scheduler.num_rows, 0, 0, 0, 0, 0, 0, 0, None,  # pyright: ignore
+        )  # fmt: skip
+
     @torch.inference_mode()
     def step(self) -> None:
         """Give every running row a token, then let waiting prompts into the free rows and read."""
         if decoding := self._scheduler.decoding:
             # Usually 1. More when every row has forced tokens to read, as a lone request has.
             width = min(generation.num_pending for generation in decoding)
-            logits = self._runner.decode([each.next_tokens(width) for each in decoding])
-            self._advance(decoding, logits)
+            with self._failing(decoding):
+                logits = self._runner.decode([each.next_tokens(width) for each in decoding])
+                self._advance(decoding, logits)
         if prefill := self._scheduler.admit():
-            pieces = [
-                generation.next_tokens(count)
-                for generation, count in zip(prefill.generations, prefill.counts, strict=True)
-            ]
-            logits = self._runner.prefill(prefill.first_row, pieces, prefill.num_continued)
-            self._scheduler.mark_read()
-            self._advance(prefill.generations, logits)
+            with self._failing(prefill.generations):
+                pieces = [
+                    generation.next_tokens(count)
+                    for generation, count in zip(prefill.generations, prefill.counts, strict=True)
+                ]
+                logits = self._runner.prefill(prefill.first_row, pieces, prefill.num_continued)
+                self._scheduler.mark_read()
+                self._advance(prefill.generations, logits)
+
+    @contextmanager
+    def _failing(self, generations: list[Generation]) -> Iterator[None]:
+        """Let an exception of a forward end the requests that took part, and no others."""
+        try:
+            yield
+        except Exception as error:
+            for each in generations:
+                if not each.is_over:
+                    each.error = error
+        self._retire()
+
+    def _retire(self) -> None:
+        for move in self._scheduler.retire():
+            self._runner.move(*move)
 
     def _advance(self, generations: list[Generation], logits: Tensor) -> None:
-        """Sample for those that have read all they hold, and retire those that end."""
+        """Sample for those that have read all they hold."""
         rows = [row for row, each in enumerate(generations) if not each.num_pending]
         if not rows:
             return
@@ -67,10 +103,8 @@ class Loop:
             logits,
             [each.params for each in generations],
             [each.next_uniform() for each in generations],
-            [each.banned() for each in generations],
+            [each.edit() for each in generations],
             self._num_ids,
         )
-        for generation, token, logprob in zip(generations, *sampled, strict=True):
-            generation.accept(token, logprob)
-        for move in self._scheduler.retire():
-            self._runner.move(*move)
+        for generation, token, *scores in zip(generations, *sampled, strict=True):
+            generation.accept(token, *scores)

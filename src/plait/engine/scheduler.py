@@ -83,8 +83,11 @@ class Scheduler:
     def retire(self) -> list[Move]:
         """Take finished requests out and close the gaps; the moves must be made in this order."""
         moves = []
+        self.waiting = deque(each for each in self.waiting if not each.is_over)
+        while len(self.running) > self.num_decoding and self.running[-1].is_over:
+            self.running.pop()
         for row in reversed(range(self.num_decoding)):
-            if self.running[row].finish_reason is None:
+            if not self.running[row].is_over:
                 continue
             last = self.num_decoding - 1
             if row != last:
@@ -100,7 +103,7 @@ class Scheduler:
         assert 0 <= self.num_decoding <= len(self.running) <= self.num_rows
         assert len(self.running) - self.num_decoding <= 1
         assert len({id(each) for each in self.running}) == len(self.running)
-        assert all(each.finish_reason is None for each in self.running)
+        assert not any(each.is_over for each in self.running)
         assert all(each.num_fed for each in self.running)
 
     def _seat_next(self) -> bool:
