@@ -39,7 +39,9 @@ def chat_grammar(request: ChatRequest) -> Grammar | None:
                 "structured_outputs other than JSON cannot be combined with tools: send "
                 'tool_choice "none" or leave one of them out'
             )
-        return _lark(f"json_answer | {_calls(request)}", tools, f"\njson_answer: %json {form.source}")
+        return _lark(
+            f"json_answer | {_calls(request)}", tools, f"\njson_answer: %json {form.source}"
+        )
     if form is not None:
         raise RequestError(
             "tool_choice asks for a tool call, response_format or structured_outputs for an answer "
@@ -100,8 +102,7 @@ def _structured_outputs(request: Sampling) -> list[Grammar]:
         return []
     found = []
     if wanted.json_ is not None:
-        source = wanted.json_ if isinstance(wanted.json_, str) else json.dumps(wanted.json_)
-        found.append(Grammar(kind="json_schema", source=source))
+        found.append(Grammar(kind="json_schema", source=_schema_text(wanted.json_)))
     if wanted.json_object:
         found.append(Grammar(kind="json_schema", source=_ANY_OBJECT))
     if wanted.regex is not None:
@@ -117,11 +118,20 @@ def _structured_outputs(request: Sampling) -> list[Grammar]:
     return found
 
 
+def _schema_text(schema: dict[str, Any] | str) -> str:
+    if not isinstance(schema, str):
+        return json.dumps(schema)
+    try:
+        return json.dumps(json.loads(schema))
+    except ValueError as error:
+        raise RequestError(f"structured_outputs.json is not valid JSON: {error}") from None
+
+
 def _calls(request: ChatRequest) -> str:
     """Return the rule body of a list of calls."""
     one = isinstance(request.tool_choice, NamedToolChoice) or request.parallel_tool_calls is False
     more = "" if one else f' (", " call){{0,{MAX_FORCED_CALLS - 1}}}'
-    return f'{json.dumps(OPENING + "[")} call{more} {json.dumps("]" + CLOSING)}'
+    return f"{json.dumps(OPENING + '[')} call{more} {json.dumps(']' + CLOSING)}"
 
 
 def _lark(start: str, tools: Sequence[Tool], rules: str = "") -> Grammar:
