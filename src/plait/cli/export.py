@@ -63,8 +63,8 @@ def export(source: str) -> None:
     console.print(vllm_command(directory, read_spec(directory).max_position_embeddings))
     console.print(
         "\nNo remote code is needed. States stay float32: narrower ones lose accuracy (vllm#22913)."
-        "\nThe tool parser is a file of nvidia/NVIDIA-Nemotron-Nano-9B-v2 on the hub; vLLM has none "
-        "built in for this form (vllm#42065).",
+        "\nThe tool parser is a file of nvidia/NVIDIA-Nemotron-Nano-9B-v2 on the hub; vLLM has "
+        "none built in for this form (vllm#42065).",
         style="dim",
     )
 

@@ -84,8 +84,7 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
     app.include_router(_token_routes(engine, settings.model_name))
     app.include_router(_state_routes(worker, metrics))
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    if settings.api_key is not None:
-        app.add_middleware(_RequireKey, key=settings.api_key)
+    app.add_middleware(_Guard, settings=settings)
     return app
 
 
@@ -235,26 +234,33 @@ def _encode(engine: Engine, body: TokenizeRequest) -> list[int]:
     )
 
 
-class _RequireKey:
-    """Refuses requests without the key before their body is read."""
+class _Guard:
+    """Refuses what has no key or is too long, before it is read."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app = app
-        self._wanted = f"Bearer {key}".encode()
+        self._max_body_bytes = settings.max_body_bytes
+        self._wanted = f"Bearer {settings.api_key}".encode() if settings.api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._asks_for_key(scope["path"]):
-            sent = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(sent, self._wanted):
-                message = (
-                    "send the API key as `Authorization: Bearer KEY`; this one is missing or wrong"
-                )
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        if self._wanted is not None and _asks_for_key(scope["path"]):
+            if not hmac.compare_digest(headers.get(b"authorization", b""), self._wanted):
+                message = "the API key is missing or wrong: send `Authorization: Bearer KEY`"
                 refusal = plain_error(401, message, "authentication_error", "invalid_api_key")
                 refusal.headers["WWW-Authenticate"] = "Bearer"
-                await refusal(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+                return refusal
+        # A body that does not say how long it is, is cut off by FastAPI while it is read.
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            message = f"a body of {int(length)} bytes; allowed: {self._max_body_bytes}"
+            return plain_error(413, message, "invalid_request_error")
+        return None
 
-    @staticmethod
-    def _asks_for_key(path: str) -> bool:
-        return path.startswith(_PROTECTED) and path not in _OPEN_PATHS
+
+def _asks_for_key(path: str) -> bool:
+    return path.startswith(_PROTECTED) and path not in _OPEN_PATHS

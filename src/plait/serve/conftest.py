@@ -50,18 +50,18 @@ def serving(engine: Engine, **settings) -> Iterator[Running]:
         listener.close()
 
 
-# Not generators: under jaxtyping's import hook pytest would not see that they are.
+# These do not yield: under jaxtyping's import hook pytest does not see a generator for what it is.
 
 
 @pytest.fixture(scope="session")
 def tiny(request: pytest.FixtureRequest) -> Running:
     stack = ExitStack()
-    request.addfinalizer(stack.close)
+    request.addfinalizer(stack.close)  # noqa: PT021
     return stack.enter_context(serving(tiny_engine(max_num_seqs=8)))
 
 
 @pytest.fixture
 def client(tiny: Running, request: pytest.FixtureRequest) -> openai.OpenAI:
     client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
-    request.addfinalizer(client.close)
+    request.addfinalizer(client.close)  # noqa: PT021
     return client

@@ -43,7 +43,8 @@ class TokenNames:
                 continue
             top = top_logprobs[place] if top_logprobs else []
             content.append(
-                self._entry(token, logprob) | {"top_logprobs": [self._entry(*each) for each in top]}
+                self._entry(token, logprob)
+                | {"top_logprobs": [self._entry(each.token_id, each.logprob) for each in top]}
             )
         return {"content": content, "refusal": None}
 

@@ -35,7 +35,7 @@ _COUNTERS = {
 
 
 class Metrics:
-    """The metrics of one server; `read_stats` gives the engine's numbers when they are asked for."""
+    """The metrics of one server; `read_stats` gives the engine's numbers."""
 
     @dataclass
     class Timer:

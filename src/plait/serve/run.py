@@ -30,6 +30,7 @@ class Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen."""
         await super().startup(sockets)
         if self.started:
             self._on_ready()

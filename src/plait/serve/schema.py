@@ -1,4 +1,4 @@
-"""What clients send: OpenAI's fields, vLLM's and NIM's, as models that refuse what they do not know.
+"""What clients send: OpenAI's fields, vLLM's and NIM's; what is not known is refused.
 
 A field that is accepted does what it says; the few that change nothing here are named in
 `_Harmless`. Three names exist for the thinking budget (`max_thinking_tokens`, vLLM's

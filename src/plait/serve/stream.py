@@ -28,6 +28,7 @@ class EventStream(StreamingResponse):
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the client has them all or is gone."""
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -1,6 +1,6 @@
 """Tool calls in a model's text: find them while the text grows.
 
-The model writes calls as plain text, `<TOOLCALL>[{"name": ..., "arguments": {...}}, ...]</TOOLCALL>`.
+The model writes calls as plain text, `<TOOLCALL>[{"name": ..., "arguments": {...}}]</TOOLCALL>`.
 The parser reads one character at a time, so how a stream happens to be cut cannot matter: every
 split of the same text gives the same message. Nothing is ever taken back: a call is handed out when
 its closing brace has come and it is known to be valid, and what turns out to be no call is content,
