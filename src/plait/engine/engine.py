@@ -20,6 +20,7 @@ from plait.data.tokenizer import Tokenizer
 from plait.engine.generation import Generation
 from plait.engine.handle import Handle
 from plait.engine.loop import Loop
+from plait.engine.memory_plan import plan_for_model
 from plait.engine.request import Completion, Delta, EngineStats, SamplingParams
 from plait.engine.vocabulary import Vocabulary
 from plait.model.lm import HybridLM
@@ -32,10 +33,18 @@ template."""
 class Engine:
     """Batched generation with a thinking budget.
 
-    max_num_seqs: rows that run at once. max_context: tokens of prompt and output together; None is
-    the model's own limit. prefill_chunk_tokens: prompt tokens read in one forward. end_ids: tokens
-    that end an output besides the tokenizer's ends of turn and text.
-    Raises: CheckpointError if the tokenizer has more ids than the model.
+    memory_bytes: what the weights, the pools and all else may take together; None is what the
+    device has free. max_num_seqs: requests that run at once; None is up to 32, as many as fit.
+    max_context: tokens of prompt and output together; None is the model's own limit, or what fits.
+    prefill_chunk_tokens: prompt tokens read between two tokens of the running answers; None is 512
+    on a CPU and 2048 elsewhere. prefix_cache: reuse what prompts have in common. state_dtype: of
+    the SSM states; None is float32 (float64 for a float64 model). end_ids: tokens that end an
+    output besides the tokenizer's ends of turn and text.
+
+    Pools are allocated at the first request. A model whose parameters are changed in place between
+    requests is noticed, unless it is by `.data`: call `reset` then.
+    Raises: CheckpointError if the tokenizer has more ids than the model, CapacityError with the
+    arithmetic if what is asked for does not fit.
     """
 
     def __init__(
@@ -43,21 +52,30 @@ class Engine:
         model: HybridLM,
         tokenizer: Tokenizer,
         *,
-        max_num_seqs: int = 32,
+        memory_bytes: int | None = None,
+        max_num_seqs: int | None = None,
         max_context: int | None = None,
-        prefill_chunk_tokens: int = 2048,
+        prefill_chunk_tokens: int | None = None,
+        prefix_cache: bool = True,
+        state_dtype: torch.dtype | None = None,
         end_ids: Sequence[int] = (),
     ) -> None:
+        if prefill_chunk_tokens is None:
+            on_cpu = model.backbone.embeddings.weight.device.type == "cpu"
+            prefill_chunk_tokens = 512 if on_cpu else 2048
+        sizes = {
+            "memory_bytes": memory_bytes,
+            "max_num_seqs": max_num_seqs,
+            "max_context": max_context,
+            "prefill_chunk_tokens": prefill_chunk_tokens,
+        }
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}; allowed: 1 or more")
         self.model = model
         self.tokenizer = tokenizer
-        self.max_num_seqs = max_num_seqs
-        self.max_context = (
-            model.spec.max_position_embeddings if max_context is None else max_context
-        )
         self.prefill_chunk_tokens = prefill_chunk_tokens
-        for name in ("max_num_seqs", "max_context", "prefill_chunk_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; allowed: 1 or more")
+        self.state_dtype = state_dtype
         self._vocabulary = Vocabulary(tokenizer, end_ids)
         num_ids = len(self._vocabulary.token_bytes)
         if num_ids > model.spec.vocab_size:
@@ -65,6 +83,16 @@ class Engine:
                 f"the tokenizer has {num_ids} ids, the model {model.spec.vocab_size}: they do not "
                 "belong together"
             )
+        self.memory_plan = plan_for_model(
+            model,
+            memory_bytes,
+            state_dtype=state_dtype,
+            max_num_seqs=max_num_seqs,
+            max_context=max_context,
+            prefix_cache=prefix_cache,
+            prefill_tokens=prefill_chunk_tokens,
+        )
+        self._weights_version = 0
 
     @classmethod
     def from_path(
@@ -73,13 +101,13 @@ class Engine:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        max_num_seqs: int = 32,
-        max_context: int | None = None,
+        **options: Any,
     ) -> "Engine":
         """Load a Hugging Face directory, or hub id, with its tokenizer.
 
-        dtype: None keeps that of the files.
-        Raises: CheckpointError or DataError naming the file that is missing or wrong.
+        dtype: None keeps that of the files. options: those of `Engine`, except end_ids.
+        Raises: CheckpointError or DataError naming the file that is missing or wrong;
+        CapacityError.
         """
         from plait.model.hf import load, local_directory
 
@@ -87,10 +115,14 @@ class Engine:
         return cls(
             load(directory, dtype=dtype, device=device),
             Tokenizer.from_directory(directory),
-            max_num_seqs=max_num_seqs,
-            max_context=max_context,
             end_ids=_end_ids(directory),
+            **options,
         )
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and output of one request."""
+        return self.memory_plan.max_context
 
     def generate(
         self,
@@ -161,8 +193,19 @@ class Engine:
         generation = Generation(
             prompt_ids, params or SamplingParams(), self._vocabulary, self.max_context
         )
+        if not self.has_work:
+            self._forget_old_weights()
         self._loop.submit(generation)
         return Handle(generation)
+
+    def reset(self) -> None:
+        """Give the pools back and forget stored prefixes; the next request makes new ones.
+
+        Raises: ValueError if requests still run.
+        """
+        if self.has_work:
+            raise ValueError("requests still run: cancel them first")
+        self.__dict__.pop("_loop", None)
 
     def step(self) -> None:
         """Advance every running request by a token and read waiting prompts.
@@ -229,11 +272,18 @@ class Engine:
     def _loop(self) -> Loop:
         return Loop(
             self.model,
-            self.max_num_seqs,
-            self.max_context,
+            self.memory_plan,
             self.prefill_chunk_tokens,
             len(self._vocabulary.token_bytes),
+            self.state_dtype,
         )
+
+    def _forget_old_weights(self) -> None:
+        """Drop stored prefixes if the parameters were changed since the last request."""
+        version = sum(parameter._version for parameter in self.model.parameters())
+        if version != self._weights_version:
+            self._loop.prefix.clear()
+            self._weights_version = version
 
 
 def _end_ids(directory: Path) -> list[int]:

@@ -87,6 +87,12 @@ class Generation:
         return next(self._uniforms) if self.params.temperature > 0 else 0.0
 
     @property
+    def special_positions(self) -> list[int]:
+        """Places of the prompt's special tokens, which begin and end messages."""
+        pieces = self._vocabulary.token_bytes
+        return [place for place, id_ in enumerate(self.prompt_ids) if not pieces[id_]]
+
+    @property
     def is_over(self) -> bool:
         """True once nothing more will come: finished or failed."""
         return self.finish_reason is not None or self.error is not None
@@ -165,11 +171,6 @@ class Generation:
             prompt_logprobs=None if scores is None else [None, *(score for score, _ in scores)],
             prompt_top_logprobs=None if scores is None else [[], *(top for _, top in scores)],
         )
-
-    @property
-    def closes_are_forced(self) -> bool:
-        """True if the budget closed the trace."""
-        return any(self.forced)
 
     @property
     def strips_answer(self) -> bool:
