@@ -65,7 +65,9 @@ def serve(
     context: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and answer.")
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, help="Requests that run at once; up to 32 if not given.")
+    ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the key clients must send.")
     ] = None,

@@ -34,7 +34,7 @@ def serve(
     *,
     memory: str | None,
     context: int | None,
-    max_num_seqs: int,
+    max_num_seqs: int | None,
     api_key_file: Path | None,
     dtype: str | None,
     prefix_cache: bool,
@@ -62,7 +62,7 @@ def serve(
     )
     if engine.model.spec.num_parameters < _ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
-    typer.echo(str(engine.stats().memory_plan))
+    typer.echo(engine.memory_plan.describe())
     if address.host not in _LOOPBACK and api_key is None:
         typer.echo(
             f"warning: anyone who reaches {address.host} may use this server; "

@@ -16,8 +16,9 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plait.core.config import Settings
 from plait.core.errors import RequestError
@@ -76,7 +77,6 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from the internet
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
     )
     app.state.worker = worker
     install_handlers(app)
@@ -244,7 +244,7 @@ class _Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
+        await (refusal or self._app)(scope, self._counted(receive), send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = dict(scope["headers"])
@@ -254,12 +254,28 @@ class _Guard:
                 refusal = plain_error(401, message, "authentication_error", "invalid_api_key")
                 refusal.headers["WWW-Authenticate"] = "Bearer"
                 return refusal
-        # A body that does not say how long it is, is cut off by FastAPI while it is read.
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
-            message = f"a body of {int(length)} bytes; allowed: {self._max_body_bytes}"
-            return plain_error(413, message, "invalid_request_error")
+            return plain_error(413, self._too_long, "invalid_request_error")
         return None
+
+    @property
+    def _too_long(self) -> str:
+        return f"the body is too long; allowed: {self._max_body_bytes} bytes"
+
+    def _counted(self, receive: Receive) -> Receive:
+        """Cut off a body that did not say how long it is."""
+        num_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_body_bytes:
+                raise HTTPException(413, self._too_long)
+            return message
+
+        return receive_counted
 
 
 def _asks_for_key(path: str) -> bool:

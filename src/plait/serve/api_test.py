@@ -9,6 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+from plait.engine.text import decode
 from plait.serve.conftest import MODEL
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -135,8 +136,8 @@ def test_log_probabilities_of_a_chat(client):
     for entry in entries:
         assert len(entry.top_logprobs) == 3
         assert entry.logprob <= entry.top_logprobs[0].logprob <= 0
-    text = b"".join(bytes(entry.bytes) for entry in entries).decode("utf-8", "replace")
-    assert text.strip() == answer.choices[0].message.content
+    text = decode(b"".join(bytes(entry.bytes) for entry in entries), strip=True)
+    assert text == answer.choices[0].message.content
     streamed = [
         entry.token
         for chunk in ask(client, logprobs=True, temperature=0, extra_body=NO_THINK, stream=True)

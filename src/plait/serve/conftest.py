@@ -27,10 +27,11 @@ class Running(NamedTuple):
 
 
 def tiny_engine(**options) -> Engine:
+    options = {"max_context": 2048, "memory_bytes": 2**30, **options}
     text = 'hello User Assistant <think>\nso\n</think>\n\n{"name": "a", "arguments": {}} <TOOLCALL>'
     tokenizer = train_tokenizer([text] * 3, vocab_size=300)
     spec = ModelSpec.preset("test").model_copy(update={"vocab_size": tokenizer.vocab_size})
-    return Engine(init_weights(HybridLM(spec), seed=0), tokenizer, max_context=2048, **options)
+    return Engine(init_weights(HybridLM(spec), seed=0), tokenizer, **options)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from plait.model.hf import save
 from plait.serve.conftest import MODEL, Running, serving, tiny_engine
 
 HELLO = [{"role": "user", "content": "hello"}]
+PLAIT = str(Path(sys.executable).with_name("plait"))
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "weather"}}
 NEVER = {"type": "string", "minLength": 3, "maxLength": 1}
@@ -304,7 +305,7 @@ def directory(tmp_path_factory) -> Path:
 
 def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen, list[str]]:
     """Start `plait serve` on a free port; returns the process and what it said until it listened."""
-    command = [sys.executable, "-m", "plait.cli.main", "serve", *arguments, "--port", "0"]
+    command = [PLAIT, "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
     )
@@ -314,3 +315,30 @@ def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen, list[s
         if "SIGTERM" in line:
             break
     return process, said
+
+
+def test_the_command_answers_and_finishes_what_it_began_when_told_to_stop(directory, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    process, said = start(
+        str(directory), "--memory", "1GiB", "--context", "1024", "--api-key-file", str(key)
+    )
+    try:
+        assert "1,024 tokens" in "".join(said)
+        [url] = [line.split()[-1] for line in said if "OpenAI API" in line]
+        body = {**LONG, "max_tokens": 600, "stream": True}
+        headers = {"Authorization": "Bearer secret"}
+        with httpx2.stream(
+            "POST", url + "/chat/completions", json=body, headers=headers, timeout=60
+        ) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""]
+        assert json.loads(rest[-4][6:])["choices"][0]["finish_reason"] == "length"
+        assert process.wait(20) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -117,7 +117,7 @@ class Worker:
         self.engine = engine
         self.stats: EngineStats = engine.stats()
         """As of the last step."""
-        self.max_open = engine.max_num_seqs + max_waiting
+        self.max_open = engine.memory_plan.num_rows + max_waiting
         self.num_open = 0
         """Requests that were taken and are not over."""
         self._metrics = metrics
