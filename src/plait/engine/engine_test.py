@@ -1,14 +1,15 @@
 import json
+import re
 
 import pytest
 import torch
 
-from plait.core.errors import CheckpointError, RequestError
+from plait.core.errors import CapacityError, CheckpointError, PlaitError, RequestError
 from plait.data.tokenizer import Tokenizer
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
 from plait.engine.fakes_test import MARK, ByteTokenizer, ScriptedModel
-from plait.engine.request import Completion, SamplingParams
+from plait.engine.request import Completion, Delta, Grammar, SamplingParams
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
@@ -42,9 +43,9 @@ def test_more_requests_than_rows_each_in_its_own_state():
     assert model.num_forwards < sum(lengths) / 3 + max(lengths)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5, 7, 1000])
+@pytest.mark.parametrize("chunk", [1, 33, 100, 1000])
 def test_chunks_of_any_size_read_every_prompt_once(chunk):
-    pairs = [script(i, "p" * n, "abc") for i, n in enumerate([1, 11, 4, 6])]
+    pairs = [script(i, "p" * n, "abc") for i, n in enumerate([1, 110, 30, 65])]
     model = ScriptedModel(FAKE, *(whole for _, whole in pairs))
     engine = Engine(model, FAKE, max_num_seqs=3, prefill_chunk_tokens=chunk)
     for completion in engine.generate([prompt for prompt, _ in pairs], GREEDY):
@@ -53,12 +54,16 @@ def test_chunks_of_any_size_read_every_prompt_once(chunk):
 
 
 def test_a_long_prompt_does_not_stall_a_running_answer():
-    short, long = script(0, "p", "a" * 30), script(1, "p" * 40, "b")
+    short, long = script(0, "p", "a" * 30), script(1, "p" * 400, "b")
     model = ScriptedModel(FAKE, short[1], long[1])
-    engine = Engine(model, FAKE, prefill_chunk_tokens=4)
-    engine.generate([short[0], long[0]], GREEDY)
-    # 44 prompt tokens of both make 11 chunks or so, each beside a decode step.
-    assert model.num_forwards < 31 + 14
+    engine = Engine(model, FAKE, prefill_chunk_tokens=32)
+    running, reading = (engine.submit(prompt, GREEDY) for prompt, _ in (short, long))
+    for num_tokens in range(1, 12):
+        engine.step()
+        # A token for the one and 32 of the prompt for the other in every step but the first,
+        # which read the short prompt.
+        assert running.read().num_tokens == num_tokens
+        assert reading.generation.num_fed == 32 * (num_tokens - 1)
 
 
 def run(output: str, prompt: str = TRACE, **fields) -> tuple[Completion, ScriptedModel]:
@@ -131,6 +136,7 @@ def test_a_stream_left_early_leaves_the_engine_usable():
     assert next(stream).content == "a"
     stream.close()
     engine.model.read.clear()
+    assert not engine.has_work
     assert engine.generate([prompt], GREEDY)[0].content == "abc"
     assert not torch.is_inference_mode_enabled()
 
@@ -143,6 +149,189 @@ def test_no_character_is_shown_before_it_is_whole():
     assert [delta.content for delta in deltas] == list("né 😀€ END of ")
     assert last.content == ""
     assert last.completion.content == "né 😀€ END of "
+
+
+def test_an_exception_of_a_forward_ends_only_the_requests_in_it():
+    first, second = script(0, "p", "abcdef"), script(1, "q" * 40, "ghi")
+    model = ScriptedModel(FAKE, first[1], second[1])
+    engine = Engine(model, FAKE)
+    running, reading = (engine.submit(prompt, GREEDY) for prompt, _ in (first, second))
+    forward = model.forward
+
+    def fails_on_packed_rows(tokens, **options):
+        if tokens.shape[1] > 1 and options["state"].lengths[0] == 0:
+            raise MemoryError("no room")
+        return forward(tokens, **options)
+
+    engine.cancel(reading)
+    engine.step()
+    late = engine.submit(second[0], GREEDY)
+    model.forward = fails_on_packed_rows
+    while engine.has_work:
+        engine.step()
+    assert running.completion().content == "abcdef"
+    assert late.finished
+    with pytest.raises(MemoryError, match="no room"):
+        late.completion()
+    with pytest.raises(MemoryError, match="no room"):
+        late.read()
+    with pytest.raises(RequestError, match="cancelled"):
+        reading.completion()
+    model.forward = forward
+    assert engine.generate([second[0]], GREEDY)[0].content == "ghi"
+    assert engine.stats().kv_blocks_used == engine.stats().num_running == 0
+
+
+def test_logits_that_are_not_finite_fail_their_own_row():
+    pairs = [script(i, "p" * (i + 1), "abcdef") for i in range(3)]
+    model = ScriptedModel(FAKE, *(whole for _, whole in pairs))
+    engine = Engine(model, FAKE)
+    handles = [engine.submit(prompt, GREEDY) for prompt, _ in pairs]
+    forward = model.forward
+
+    def broken(*arguments, **options):
+        logits = forward(*arguments, **options)
+        return torch.cat([logits[:1], logits[1:2] * torch.nan, logits[2:]])
+
+    engine.step()
+    model.forward = broken
+    engine.step()
+    model.forward = forward
+    while engine.has_work:
+        engine.step()
+    assert [handle.generation.error is None for handle in handles] == [True, False, True]
+    with pytest.raises(PlaitError, match="not finite"):
+        handles[1].completion()
+    assert handles[0].completion().content == handles[2].completion().content == "abcdef"
+
+
+def test_a_handle_reads_text_tokens_and_scores_piece_by_piece():
+    prompt, whole = script(0, TRACE, "so\n</think>\n\nyes")
+    engine = Engine(ScriptedModel(FAKE, whole), FAKE)
+    params = SamplingParams(temperature=0, logprobs=True, top_logprobs=2)
+    handle = engine.submit(prompt, params)
+    assert handle.prompt_ids == prompt
+    deltas = [handle.read()]
+    while not handle.finished:
+        engine.step()
+        deltas.append(handle.read())
+    completion = handle.completion()
+    assert deltas[0] == Delta(token_ids=[], logprobs=[], top_logprobs=[])
+    assert deltas[-1].completion == completion
+    assert [t for delta in deltas for t in delta.token_ids] == completion.token_ids
+    assert [p for delta in deltas for p in delta.logprobs] == completion.logprobs
+    assert [p for delta in deltas for p in delta.top_logprobs] == completion.top_logprobs
+    assert "".join(delta.reasoning for delta in deltas) == "so"
+    assert "".join(delta.content for delta in deltas) == "yes"
+    assert handle.read() == Delta(
+        num_tokens=len(completion.token_ids),
+        completion=completion,
+        token_ids=[],
+        logprobs=[],
+        top_logprobs=[],
+    )
+
+
+def test_stats_count_what_happened():
+    pairs = [script(i, TRACE, "x" * 50) for i in range(3)]
+    engine = Engine(ScriptedModel(FAKE, *(whole for _, whole in pairs)), FAKE, max_num_seqs=2)
+    params = SamplingParams(temperature=0, max_thinking_tokens=4, budget_rule="hard", max_tokens=12)
+    handles = [engine.submit(prompt, params) for prompt, _ in pairs]
+    engine.step()
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting) == (2, 1)
+    assert stats.kv_blocks_used == 2
+    assert stats.memory_plan is engine.memory_plan
+    while engine.has_work:
+        engine.step()
+    stats = engine.stats()
+    assert stats.prompt_tokens == 3 * len(pairs[0][0])
+    assert stats.generated_tokens == sum(len(h.completion().token_ids) for h in handles) == 36
+    assert (stats.reasoning_tokens, stats.forced_closes) == (12, 3)
+    assert (stats.kv_blocks_used, stats.state_slots_used) == (0, 0)
+
+
+def test_changed_weights_and_reset_forget_stored_prefixes(model, tokenizer):
+    changed = init_weights(HybridLM(model.spec), seed=0)
+    engine = Engine(changed, tokenizer)
+    prompt = [{"role": "user", "content": "hello" + " cat" * 40}]
+    params = SamplingParams(max_tokens=3, temperature=0)
+
+    def num_cached() -> int:
+        return engine.generate([prompt], params)[0].num_cached_tokens
+
+    assert [num_cached(), num_cached() > 0] == [0, True]
+    with torch.no_grad():
+        changed.lm_head.weight.mul_(0.5)
+    assert [num_cached(), num_cached() > 0] == [0, True]
+    handle = engine.submit(prompt, params)
+    with pytest.raises(ValueError, match="requests still run"):
+        engine.reset()
+    engine.cancel(handle)
+    engine.reset()
+    assert num_cached() == 0
+
+
+def test_a_prompt_is_scored_as_a_forward_scores_it(model, tokenizer):
+    engine = Engine(model, tokenizer, prefill_chunk_tokens=32)
+    prompts = [tokenizer.encode("hello cat " * 30), [20, 21], tokenizer.encode("the cat sat")]
+    params = [
+        SamplingParams(max_tokens=1, prompt_logprobs=True, top_logprobs=3, temperature=0),
+        SamplingParams(max_tokens=5, prompt_logprobs=True, temperature=0),
+        SamplingParams(max_tokens=5, temperature=0),
+    ]
+    *scored, plain = engine.generate(prompts, params)
+    assert plain.prompt_logprobs is None
+    for completion in scored:
+        tokens = torch.tensor([completion.prompt_ids])
+        want = model(tokens).detach()[0].log_softmax(-1)
+        first, *got = completion.prompt_logprobs
+        assert first is None
+        own = want[:-1].gather(-1, tokens[0, 1:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(got, dtype=torch.float64), own)
+    tops = scored[0].prompt_top_logprobs
+    values, ids = model(torch.tensor([prompts[0]])).detach()[0].log_softmax(-1)[:, :300].topk(3)
+    assert [[top.token_id for top in each] for each in tops] == [[], *ids[:-1].tolist()]
+    assert [top.logprob for top in tops[7]] == pytest.approx(values[6].tolist())
+
+
+def test_penalties_and_biases_change_the_choice():
+    def say(**fields) -> str:
+        return run("aabbccdd", PLAIN, max_tokens=8, **fields)[0].text
+
+    a, x = FAKE.encode_plain("ax")
+    assert say() == "aabbccdd"
+    assert say(logit_bias={x: 100.0}) == "x" * 8
+    assert say(logit_bias={a: -100.0})[:2] != "aa"
+    # A script's token has logit 50, all others 0.
+    assert say(presence_penalty=2.0) == say(frequency_penalty=2.0) == "aabbccdd"
+    assert say(repetition_penalty=1e9, logit_bias={x: 1.0})[1] == "x"
+    with pytest.raises(RequestError, match="logit_bias names token 99999"):
+        say(logit_bias={99999: 1.0})
+
+
+def test_min_tokens_hold_back_the_end():
+    completion, _ = run("ab", PLAIN, min_tokens=6)
+    assert len(completion.token_ids) == 7
+    assert completion.text.startswith("ab")
+
+
+PLAIN = "once upon"
+
+
+def test_states_may_be_kept_short(model, tokenizer):
+    single = init_weights(HybridLM(model.spec), seed=0)
+    prompts, params = conversations(4), SamplingParams(max_tokens=12, temperature=0, logprobs=True)
+    engines = [Engine(single, tokenizer), Engine(single, tokenizer, state_dtype=torch.bfloat16)]
+    full, short = (engine.generate(prompts, params) for engine in engines)
+    assert engines[1].memory_plan.state_bytes < 0.7 * engines[0].memory_plan.state_bytes
+    for one, other in zip(full, short, strict=True):
+        assert abs(one.logprobs[0] - other.logprobs[0]) < 0.05
+
+
+def test_an_engine_that_does_not_fit_is_refused(model, tokenizer):
+    with pytest.raises(CapacityError, match=r"does not fit in 1 MiB .*weights .*give more memory"):
+        Engine(model, tokenizer, memory_bytes=2**20)
 
 
 @pytest.fixture(scope="module")
@@ -237,28 +426,45 @@ def test_logprobs_equal_those_of_the_whole_sequence_in_float32(model, tokenizer)
         assert torch.all(got[~sampled] == 0)
 
 
-@pytest.mark.parametrize("rule", ["newline", "hard"])
-def test_every_budget_gives_well_formed_output(model, tokenizer, rule):
+def check_budgets(model, tokenizer, rule, budgets) -> None:
     engine = Engine(model, tokenizer, max_num_seqs=40)
-    prompt = conversations(1)[0]
+    grammar = Grammar(kind="regex", source="(cat|mat)[0-9]{2}")
     params = [
         SamplingParams(
             max_tokens=budget + 20,
             max_thinking_tokens=budget,
             budget_rule=rule,
             budget_grace_tokens=6,
+            min_answer_tokens=8,
             ignore_eos=True,
             seed=budget,
             temperature=3.0,
+            grammar=grammar if budget % 2 else None,
         )
-        for budget in range(25)
+        for budget in budgets
     ]
-    for budget, completion in enumerate(engine.generate([prompt] * 25, params)):
+    prompts = conversations(1) * len(budgets)
+    for budget, completion in zip(budgets, engine.generate(prompts, params), strict=True):
         assert completion.well_formed
         assert completion.text.count("</think>") == 1
         assert "<think>" not in completion.content
+        # Room: 20 tokens less 8 for the answer and those of the closing tag.
         low, high = (budget, budget) if rule == "hard" else (budget, budget + 6)
         assert low <= completion.num_reasoning_tokens <= high
+        assert len(completion.token_ids) - completion.num_reasoning_tokens >= 5
+        if budget % 2:
+            assert re.fullmatch(grammar.source, completion.content)
+
+
+@pytest.mark.parametrize("rule", ["newline", "hard"])
+def test_mixed_budgets_give_well_formed_output(model, tokenizer, rule):
+    check_budgets(model, tokenizer, rule, [*range(9), 15, 40])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["newline", "hard"])
+def test_every_budget_gives_well_formed_output(model, tokenizer, rule):
+    check_budgets(model, tokenizer, rule, range(201))
 
 
 def test_prompts_as_text_ids_and_conversation_are_the_same(model, tokenizer):

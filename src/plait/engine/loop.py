@@ -105,7 +105,7 @@ class Loop:
         rows = self._runner.prefill_scored(prefill.first_row, pieces)
         for generation, logits in zip(generations, rows, strict=True):
             if generation.params.prompt_logprobs:
-                _score(generation, logits)
+                _score(generation, logits, self._num_ids)
         return torch.stack([logits[-1] for logits in rows])
 
     @contextmanager
@@ -142,7 +142,7 @@ class Loop:
             self._num_forced_closes += any(generation.forced[before[0] :])
 
 
-def _score(generation: Generation, logits: Tensor) -> None:
+def _score(generation: Generation, logits: Tensor, num_ids: int) -> None:
     """Note what the model gave the prompt's own tokens behind those of the piece just read."""
     start = generation.num_fed - len(logits)
     known = max(len(generation.prompt_scores) - start, 0)  # of a request that was preempted
@@ -151,5 +151,5 @@ def _score(generation: Generation, logits: Tensor) -> None:
         logits = logits[known : known + len(following)]
         ids = torch.tensor(following, device=logits.device)
         scores = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-        top = top_logprobs(logits, [generation.params.top_logprobs] * len(following))
+        top = top_logprobs(logits, [generation.params.top_logprobs] * len(following), num_ids)
         generation.prompt_scores += zip(scores.tolist(), top, strict=True)

@@ -66,15 +66,18 @@ def sample(
     return Sampled(
         [int(id_) if math.isfinite(peak) else None for id_, peak in zip(ids, largest, strict=True)],
         logprobs if wanted else [0.0] * len(ids),
-        top_logprobs(logits[:, :num_ids], [each.top_logprobs for each in params]),
+        top_logprobs(logits, [each.top_logprobs for each in params], num_ids),
     )
 
 
-def top_logprobs(logits: Float[Tensor, "S V"], counts: Sequence[int]) -> list[list[TokenLogprob]]:
-    """Return the `counts[s]` most probable tokens of each row, best first."""
+def top_logprobs(
+    logits: Float[Tensor, "S V"], counts: Sequence[int], num_ids: int | None = None
+) -> list[list[TokenLogprob]]:
+    """Return the `counts[s]` most probable tokens of each row, best first; ids below `num_ids`."""
     if not any(counts):
         return [[] for _ in counts]
-    values, ids = logits.topk(min(max(counts), logits.shape[1]), dim=-1)
+    known = logits[:, :num_ids]
+    values, ids = known.topk(min(max(counts), known.shape[1]), dim=-1)
     values = values - logits.logsumexp(-1, keepdim=True)
     return [
         [TokenLogprob(*pair) for pair in zip(row_ids[:count], row[:count], strict=True)]
