@@ -51,29 +51,23 @@ def serve(
             f"plait serve needs {error.name}, which is not installed: pip install 'plait[serve]'"
         ) from None
     api_key = read_api_key(api_key_file)
-    listener = listen(*address)  # before the model is loaded: a taken port is told at once
-    engine = Engine.from_path(
-        model_directory(model),
-        dtype=_dtype(dtype),
-        max_num_seqs=max_num_seqs,
-        max_context=context,
-        memory_bytes=None if memory is None else size_in_bytes(memory),
-        prefix_cache=prefix_cache,
-    )
-    if engine.model.spec.num_parameters < _ONE_THREAD_PARAMETERS:
-        torch.set_num_threads(1)
-    typer.echo(engine.memory_plan.describe())
-    if address.host not in _LOOPBACK and api_key is None:
-        typer.echo(
-            f"warning: anyone who reaches {address.host} may use this server; "
-            f"--api-key-file or {KEY_VARIABLE} asks for a key",
-            err=True,
+    # Before the model is loaded: a port that is taken is told at once.
+    with listen(*address) as listener:
+        engine = Engine.from_path(
+            model_directory(model),
+            dtype=_dtype(dtype),
+            max_num_seqs=max_num_seqs,
+            max_context=context,
+            memory_bytes=None if memory is None else size_in_bytes(memory),
+            prefix_cache=prefix_cache,
         )
-    app = build_app(engine, ServeSettings(model_name=model, api_key=api_key))
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    server = Server(app, lambda: typer.echo(_welcome(model, f"http://{shown}:{port}")))
-    server.run(sockets=[listener])
+        if engine.model.spec.num_parameters < _ONE_THREAD_PARAMETERS:
+            torch.set_num_threads(1)
+        typer.echo(engine.memory_plan.describe())
+        _warn_if_open(address.host, api_key)
+        app = build_app(engine, ServeSettings(model_name=model, api_key=api_key))
+        url = _url(*listener.getsockname()[:2])
+        Server(app, lambda: typer.echo(_welcome(model, url))).run(sockets=[listener])
 
 
 def read_api_key(file: Path | None) -> str | None:
@@ -111,6 +105,19 @@ def _dtype(name: str | None) -> torch.dtype | None:
     if name not in DTYPES:
         raise ConfigError(f"--dtype {name}: allowed: {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _warn_if_open(host: str, api_key: str | None) -> None:
+    if host not in _LOOPBACK and api_key is None:
+        typer.echo(
+            f"warning: anyone who reaches {host} may use this server; --api-key-file or "
+            f"{KEY_VARIABLE} asks for a key",
+            err=True,
+        )
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _welcome(model: str, url: str) -> str:

@@ -204,6 +204,8 @@ class ChatMessage(Body):
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
+    type: Literal["text", "message"] | None = None
+    """lm-eval and the Responses API write it."""
     function_call: None = None
 
 
