@@ -12,6 +12,7 @@ flat, nothing stuck.
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -114,7 +115,7 @@ async def clients(url: str, seconds: float, count: int) -> dict[str, Any]:
                 length = OUTPUT_TOKENS if not seconds else 16 + (number * 7 + turn * 13) % 100
                 leaves = bool(seconds) and (number + turn) % 10 == 0
                 came = await stream(client, url, prompt, length, length // 2 if leaves else -1)
-                waits.extend(b - a for a, b in zip(came, came[1:], strict=False))
+                waits.extend(b - a for a, b in itertools.pairwise(came))
                 num_chunks, num_requests = num_chunks + len(came), num_requests + 1
                 num_left += leaves
                 turn += 1

@@ -18,6 +18,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def find_chromium() -> str | None:
+    """Return the path of an installed browser, or None."""
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
@@ -29,7 +30,7 @@ class Browser:
         read_by_browser, self._to_browser = os.pipe()
         self._from_browser, written_by_browser = os.pipe()
         self._process = subprocess.Popen(
-            # The shell puts the pipes where the browser looks for them (dash knows no two-digit ones).
+            # The shell puts the pipes where the browser looks; dash knows no two-digit ones.
             ["bash", "-c", f'exec "$0" "$@" 3<&{read_by_browser} 4>&{written_by_browser}', program,
              "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
              "--no-first-run", "--remote-debugging-pipe", "--disable-extensions",
@@ -100,14 +101,17 @@ class Browser:
         self.call("Input.insertText", text=text)
 
     def press_enter(self) -> None:
+        """Press the Enter key."""
         key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
         self.call("Input.dispatchKeyEvent", type="keyDown", **key)
         self.call("Input.dispatchKeyEvent", type="keyUp", key="Enter")
 
     def click(self, selector: str) -> None:
+        """Click on an element."""
         self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     def screenshot(self, path: Path) -> None:
+        """Write what the window shows as a PNG."""
         data = self.call("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(data))
 

@@ -248,12 +248,13 @@ class _Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = dict(scope["headers"])
-        if self._wanted is not None and _asks_for_key(scope["path"]):
-            if not hmac.compare_digest(headers.get(b"authorization", b""), self._wanted):
-                message = "the API key is missing or wrong: send `Authorization: Bearer KEY`"
-                refusal = plain_error(401, message, "authentication_error", "invalid_api_key")
-                refusal.headers["WWW-Authenticate"] = "Bearer"
-                return refusal
+        sent = headers.get(b"authorization", b"")
+        wanted = self._wanted if _asks_for_key(scope["path"]) else None
+        if wanted is not None and not hmac.compare_digest(sent, wanted):
+            message = "the API key is missing or wrong: send `Authorization: Bearer KEY`"
+            refusal = plain_error(401, message, "authentication_error", "invalid_api_key")
+            refusal.headers["WWW-Authenticate"] = "Bearer"
+            return refusal
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
             return plain_error(413, self._too_long, "invalid_request_error")

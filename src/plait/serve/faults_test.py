@@ -16,7 +16,7 @@ import pytest
 
 from plait.engine.engine import Engine
 from plait.model.hf import save
-from plait.serve.conftest import MODEL, Running, serving, tiny_engine
+from plait.serve.conftest import MODEL, serving, tiny_engine
 
 HELLO = [{"role": "user", "content": "hello"}]
 PLAIT = str(Path(sys.executable).with_name("plait"))
@@ -304,7 +304,7 @@ def directory(tmp_path_factory) -> Path:
 
 
 def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen, list[str]]:
-    """Start `plait serve` on a free port; returns the process and what it said until it listened."""
+    """Start `plait serve` on a free port; returns the process and what it said at first."""
     command = [PLAIT, "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
