@@ -92,6 +92,7 @@ class Engine:
             prefix_cache=prefix_cache,
             prefill_tokens=prefill_chunk_tokens,
         )
+        self.max_context = self.memory_plan.max_context
         self._weights_version = 0
 
     @classmethod
@@ -118,11 +119,6 @@ class Engine:
             end_ids=_end_ids(directory),
             **options,
         )
-
-    @property
-    def max_context(self) -> int:
-        """Tokens of prompt and output of one request."""
-        return self.memory_plan.max_context
 
     def generate(
         self,

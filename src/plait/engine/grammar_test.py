@@ -43,8 +43,7 @@ def test_answers_follow_their_grammars_with_and_without_a_trace(engine):
     asked = [
         (grammar, budget, temperature)
         for grammar in (JSON, REGEX, LARK)
-        for budget in (0, 1, 7, 30)
-        for temperature in (0.0, 3.0)
+        for budget, temperature in ((0, 3.0), (1, 0.0), (12, 3.0))
     ]
     params = [
         SamplingParams(

@@ -55,6 +55,7 @@ class Loop:
         """End a request and free what it holds; one that is over stays as it is."""
         if not generation.is_over:
             generation.error = RequestError("the request was cancelled")
+            self.scheduler.forget_waiting(generation)
             self.scheduler.retire()
 
     def stats(self) -> EngineStats:

@@ -127,12 +127,12 @@ def compare_many(model, num_workloads: int) -> None:
         preemptions += stats.num_preemptions
 
     every()
-    assert hits > 100 * num_workloads / 10
+    assert hits > 10 * num_workloads
     assert preemptions > num_workloads / 4
 
 
 def test_reuse_and_preemption_do_not_change_a_token(model):
-    compare_many(model, 6)
+    compare_many(model, 3)
 
 
 @pytest.mark.slow

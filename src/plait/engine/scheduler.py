@@ -146,9 +146,12 @@ class Scheduler:
                 self._swap(row, self.num_decoding)
                 self.num_decoding += 1
 
+    def forget_waiting(self, generation: Generation) -> None:
+        """Take a request out of the line if it waits there."""
+        self.waiting = deque(job for job in self.waiting if job.generation is not generation)
+
     def retire(self) -> None:
-        """Take out what is over and free what it held."""
-        self.waiting = deque(job for job in self.waiting if not job.generation.is_over)
+        """Take running requests out that are over, and free what they held."""
         for row in reversed(range(len(self.running))):
             if self.running[row].generation.is_over:
                 self._vacate(row)

@@ -135,6 +135,7 @@ def test_any_workload_ends_with_every_row_and_block_where_it_belongs(
         for each, (_, _, is_cancelled) in zip(due, ends, strict=False):
             if is_cancelled and not each.is_over:
                 each.error = RequestError("cancelled")
+                scheduler.forget_waiting(each)
                 scheduler.retire()
                 scheduler.check()
         simulation.step({id(each) for each in due})
