@@ -42,7 +42,7 @@ from plait.serve.worker import Answers, Ask, Worker
 
 PAGE = Path(__file__).with_name("page")
 
-_OPEN_PATHS = ("/health", "/v1/health/live", "/v1/health/ready", "/metrics", "/version")
+_OPEN_PATHS = ("/v1/health/live", "/v1/health/ready")
 _PROTECTED = ("/v1/", "/tokenize", "/detokenize")
 
 
