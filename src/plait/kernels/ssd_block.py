@@ -131,7 +131,7 @@ def _load(inputs: ScanInputs, block: Block) -> _Chunks:
         C=C,
         decay_in=total.exp(),
         decay_out=(total[..., -1:] - total).exp_(),
-        # where s > q this is 1, which the scores make 0: exp is many times slower at -inf
+        # where s > q this is 1, which the scores make 0: exp is twice as slow at -inf
         mask=mask.clamp_max_(0).exp_().flatten(0, 1),
         scores=torch.bmm(C, B.transpose(1, 2)).tril_()[:, None],
     )
@@ -153,13 +153,14 @@ def forward_block(
     k, Q, G, R, P = c.x.shape
     x_out = c.grouped(c.dt * c.decay_out)
     before = torch.empty_like(x_out)
+    chunk_decay = c.chunk_decay
     for chunks, ranks in block.segments:
         h, pairs = state[ranks], slice(chunks.start * G, chunks.stop * G)
         if entering is not None:
             entering[chunks] = h
         h_ = h.view(-1, R * P, c.B.shape[2])
         torch.bmm(c.C[pairs], h_.transpose(1, 2), out=before[pairs])
-        h.mul_(c.chunk_decay[chunks])
+        h.mul_(chunk_decay[chunks])
         h_.baddbmm_(x_out[pairs].transpose(1, 2), c.B[pairs])
     within = torch.bmm(c.mask.mul_(c.scores).flatten(0, 1), c.per_head())  # (k H, Q, P)
     out = y.view(c.x.shape)
@@ -255,14 +256,15 @@ def _between_gradients(
     dy_in = dy_in.view(k * G, Q, R * P)
     x_out = c.grouped(c.dt * c.decay_out)
     dx_out = torch.empty_like(x_out)
-    at_end = torch.empty_like(c.chunk_decay)
+    chunk_decay = c.chunk_decay
+    at_end = torch.empty_like(chunk_decay)
     for chunks, ranks in reversed(block.segments):
         g, h, pairs = dstate[ranks], entering[chunks], slice(chunks.start * G, chunks.stop * G)
         g_, h_ = (state.view(-1, R * P, c.B.shape[2]) for state in (g, h))
         torch.bmm(c.B[pairs], g_.transpose(1, 2), out=dx_out[pairs])
         dB[pairs].baddbmm_(x_out[pairs], g_)
         dC[pairs].baddbmm_(dy_in[pairs], h_)
-        g.mul_(c.chunk_decay[chunks])
+        g.mul_(chunk_decay[chunks])
         at_end[chunks] = torch.linalg.vecdot(g, h)[..., None]
         g_.baddbmm_(dy_in[pairs].transpose(1, 2), c.C[pairs])
     # the leaving state is the decayed entering one plus the chunk's own update
