@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from plait.core.errors import CapacityError
+from plait.model import mamba2
 from plait.model.spec import ModelSpec
 from plait.model.state import BLOCK_TOKENS, HybridState
 
@@ -192,3 +193,16 @@ def test_bfloat16_steps_follow_forward(random_model):
     want = model(tokens).detach()
     error = (torch.cat(logits, 1) - want).square().mean().sqrt() / want.std()
     assert error < 0.03
+
+
+@pytest.mark.parametrize("tile_tokens", [2, 7, 64])
+def test_tiles_of_a_long_prompt_do_not_matter(random_model, spec, tile_tokens, monkeypatch):
+    monkeypatch.setattr(mamba2, "_TILE_TOKENS", tile_tokens)
+    model = random_model(spec)
+    tokens = tokens_of(spec, 2, 63)
+    want = model(tokens).detach()  # with gradients: not in tiles
+    with torch.no_grad():
+        assert_same(model(tokens), want)
+    state = empty(spec, 2)
+    assert_same(model(tokens[:, :40], state=state), want[:, :40])
+    assert_same(model(tokens[:, 40:], state=state), want[:, 40:])
