@@ -68,7 +68,7 @@ def interpolate(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     if alpha in (0.0, 1.0):
         return (b if alpha else a).to(a.dtype)
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return ((1 - alpha) * a.to(dtype) + alpha * b.to(dtype)).to(a.dtype)
+    return torch.lerp(a.to(dtype), b.to(dtype), alpha).to(a.dtype)  # exact where a equals b
 
 
 def check_mergeable(a: Path, b: Path) -> None:

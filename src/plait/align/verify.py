@@ -24,7 +24,7 @@ VERIFIERS: dict[str, Verifier] = {"number": grade_number}
 """By the name that data files use."""
 
 START_S = 60.0
-"""Longest that a worker may take to import its verifier, on top of the limit."""
+"""Longest that a worker may take to start and to import a verifier; grading is timed apart."""
 
 
 class Job(NamedTuple):
@@ -72,13 +72,13 @@ class VerifierPool:
             for worker in self._workers:
                 if worker.job is None and waiting:
                     index = waiting.popleft()
-                    worker.ask(index, jobs[index], self._timeout_s)
+                    worker.ask(index, jobs[index])
             busy = [worker for worker in self._workers if worker.job is not None]
             soonest = min(worker.deadline for worker in busy)
             ready = wait([w.connection for w in busy], max(0.0, soonest - time.monotonic()))
             for worker in busy:
                 if worker.connection in ready:
-                    index, outcomes[index] = worker.answer()
+                    outcomes |= worker.read(self._timeout_s)
                 elif time.monotonic() >= worker.deadline:
                     reason = f"the verifier did not answer in {self._timeout_s:g} s"
                     outcomes[worker.give_up()] = Outcome(None, reason)
@@ -94,28 +94,30 @@ class _Worker:
         self.connection: Any = None
         self._process: Any = None
 
-    def ask(self, index: int, job: Job, timeout_s: float) -> None:
-        starting = self._process is None
-        if starting:
+    def ask(self, index: int, job: Job) -> None:
+        if self._process is None:
             context = multiprocessing.get_context("spawn")
             self.connection, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs,), daemon=False)
             self._process.start()
             theirs.close()
         self.connection.send(job)
-        self.job = index
-        self.deadline = time.monotonic() + timeout_s + (START_S if starting else 0.0)
+        self.job, self.deadline = index, time.monotonic() + START_S
 
-    def answer(self) -> tuple[int, Outcome]:
+    def read(self, timeout_s: float) -> dict[int, Outcome]:
+        """Return the outcome by job; nothing if grading has only begun, which sets its deadline."""
         assert self.job is not None
         index = self.job
         try:
             outcome = self.connection.recv()
         except (EOFError, ConnectionError):
             self.stop()
-            return index, Outcome(None, "the verifier's process died")
+            return {index: Outcome(None, "the verifier's process died")}
+        if outcome is None:
+            self.deadline = time.monotonic() + timeout_s
+            return {}
         self.job, self.deadline = None, math.inf
-        return index, outcome
+        return {index: outcome}
 
     def give_up(self) -> int:
         assert self.job is not None
@@ -133,12 +135,13 @@ class _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """Grade what comes until the other side is gone."""
+    """Grade what comes until the other side is gone; say None when grading begins."""
     while True:
         try:
-            job = connection.recv()
+            job = connection.recv()  # imports the verifier
         except EOFError:
             return
+        connection.send(None)
         connection.send(_graded(job))
 
 
