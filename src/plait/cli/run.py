@@ -45,7 +45,8 @@ STAGES = {
         "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
     ),
     "sft": StageKind("plait.align.sft_stage", "SftSettings", ("model",)),
-    "dpo": StageKind("plait.align.dpo_stage", "DpoSettings", ("model",)),
+    "pairs": StageKind("plait.align.pairs_stage", "PairsSettings", ("model",), ("reward",)),
+    "dpo": StageKind("plait.align.dpo_stage", "DpoSettings", ("model",), ("pairs",)),
     "reward": StageKind("plait.align.reward_stage", "RewardSettings", ("model",)),
     "grpo": StageKind("plait.align.grpo_stage", "GrpoSettings", ("model",), ("reward",)),
     "merge": StageKind("plait.align.merge_stage", "MergeSettings", ("model", "other")),
