@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 
 from plait.align.losses import dpo_losses
-from plait.align.pairs_stage import PAIRS_FILE
 from plait.align.preference import (
     PairBatch,
     PairBatches,
@@ -26,8 +25,13 @@ from plait.align.preference import (
     reference_logprobs,
 )
 from plait.align.records import Refusals, read_records
-from plait.align.tune import EpochSettings, load_for_tuning, training_metrics, tune
-from plait.core.errors import ConfigError
+from plait.align.tune import (
+    EpochSettings,
+    load_for_tuning,
+    preference_files,
+    training_metrics,
+    tune,
+)
 from plait.core.run_folder import model_directory
 from plait.data.tokenizer import Tokenizer
 from plait.model.lm import HybridLM
@@ -50,16 +54,11 @@ def run(settings: DpoSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
     Raises: ConfigError for a file that does not exist; DataError if no row can be used.
     """
     source = inputs["model"]
-    files = settings.files_read()
-    if "pairs" in inputs:
-        files.append(inputs["pairs"] / PAIRS_FILE)
-    if not files:
-        raise ConfigError("dpo needs data: a list `files`, or an earlier stage as input `pairs`")
     with session(settings.num_threads):
         model = load_for_tuning(source, settings)
         tokenizer = Tokenizer.from_directory(model_directory(source))
         refusals = Refusals(settings.strict)
-        records = read_records(files, refusals)
+        records = read_records(preference_files(settings, inputs), refusals)
         data = build_pairs(records, tokenizer, settings.tokens_per_batch, refusals)
         refusals.report(out / "data" / "refused.txt")
         reference = reference_logprobs(model, data.pairs, settings.tokens_per_batch)

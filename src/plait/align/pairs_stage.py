@@ -31,6 +31,7 @@ from plait.align.rollout import (
     sample_groups,
     write_groups,
 )
+from plait.align.tune import PAIRS_FILE
 from plait.align.verify import VerifierPool
 from plait.core.artifact import write_atomic
 from plait.core.errors import DataError
@@ -40,8 +41,6 @@ from plait.data.tokenizer import Tokenizer
 from plait.train.fit import load_masters, session
 
 PositiveInt = Annotated[int, Field(gt=0)]
-
-PAIRS_FILE = "pairs.jsonl"
 
 
 class PairsSettings(RolloutSettings):
@@ -103,9 +102,12 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
     asked = zip(prompts, groups, strict=True)
     pairs = [pair for prompt, group in asked if (pair := pair_of_group(prompt, group))]
     if not pairs:
+        answers = [r for group in groups for r in group]
+        cut_off = sum(r.finish_reason == "length" for r in answers)
         raise DataError(
-            f"none of {len(groups)} prompts has a better and a worse answer; ask harder or easier "
-            "prompts, or raise group_size"
+            f"none of {len(groups)} prompts has a better and a worse answer ({cut_off} of "
+            f"{len(answers)} answers were cut off at max_tokens = {settings.max_tokens}); raise "
+            "group_size or max_tokens, or ask harder or easier prompts"
         )
     lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
     write_atomic(out / PAIRS_FILE, "".join(lines))

@@ -82,7 +82,7 @@ def test_pairs_feed_dpo(base_model, tmp_path, monkeypatch):
     settings = DpoSettings.parse({"learning_rate": 1e-3, "num_threads": 1}, "recipe")
     metrics = dpo_stage.run(settings, inputs | {"pairs": tmp_path / "pairs"}, tmp_path / "dpo")
     assert metrics["pairs"] == 3
-    with pytest.raises(ConfigError, match="dpo needs data"):
+    with pytest.raises(ConfigError, match="needs data: a list `files`, or an earlier stage"):
         dpo_stage.run(settings, inputs, tmp_path / "none")
 
 

@@ -47,7 +47,7 @@ STAGES = {
     "sft": StageKind("plait.align.sft_stage", "SftSettings", ("model",)),
     "pairs": StageKind("plait.align.pairs_stage", "PairsSettings", ("model",), ("reward",)),
     "dpo": StageKind("plait.align.dpo_stage", "DpoSettings", ("model",), ("pairs",)),
-    "reward": StageKind("plait.align.reward_stage", "RewardSettings", ("model",)),
+    "reward": StageKind("plait.align.reward_stage", "RewardSettings", ("model",), ("pairs",)),
     "grpo": StageKind("plait.align.grpo_stage", "GrpoSettings", ("model",), ("reward",)),
     "merge": StageKind("plait.align.merge_stage", "MergeSettings", ("model", "other")),
     "eval": StageKind("plait.eval.stage", "EvalSettings", ("model", "pretrain")),
