@@ -2,8 +2,9 @@
 
 The program is the answer's last fenced block of Python, else its last fenced block, else all of
 it. A reference holds either Python that runs after the program and raises if it is wrong (the form
-of HumanEval and MBPP), or cases of standard input with the output each must print (LiveCodeBench's form;
-white space at the ends of lines does not count). The score is 1 if everything passes, else 0.
+of HumanEval and MBPP), or cases of standard input with the output each must print (the form of
+LiveCodeBench; white space at the ends of lines does not count). The score is 1 if everything
+passes, else 0.
 
 A program that leaves before the tests have run does not pass: they end by printing a word that it
 is not told. One that goes looking for that word in its own memory or source would find it; a reward

@@ -75,13 +75,10 @@ def grade_toolcall(question: str, reference: str, answer: str) -> Score:
     """
     try:
         record = json.loads(reference)
-        if "calls" in record:
-            expected = [_as_call(call) for call in record["calls"]]
-            functions = None
-        else:
-            expected = [dict(call) for call in record["possible_answers"]]
-            functions = {function["name"]: function for function in record["functions"]}
-            _check_reference(expected, functions)
+        exact = [_as_call(call) for call in record["calls"]] if "calls" in record else None
+        possible = [] if exact is not None else [dict(c) for c in record["possible_answers"]]
+        functions = {function["name"]: function for function in record.get("functions", [])}
+        _check_possible(possible, functions)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"reference {reference!r} of the question {question!r} holds neither calls nor "
@@ -90,10 +87,10 @@ def grade_toolcall(question: str, reference: str, answer: str) -> Score:
     calls = parse_calls(answer)
     if calls is None:
         return Score(0.0, "tool calls that cannot be read")
-    if functions is None:
-        reason = differ_exactly(calls, expected)
+    if exact is not None:
+        reason = differ_exactly(calls, exact)
     else:
-        reason = differ_from_possible(calls, expected, functions)
+        reason = differ_from_possible(calls, possible, functions)
     return Score(0.0, reason) if reason else Score(1.0, "correct")
 
 
@@ -231,7 +228,7 @@ def _as_call(call: Any) -> ToolCall:
     return ToolCall(call["name"], arguments)
 
 
-def _check_reference(
+def _check_possible(
     possible: list[dict[str, Any]], functions: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Raises: KeyError, TypeError or ValueError for what `differ_from_possible` cannot use."""
