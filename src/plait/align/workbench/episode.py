@@ -1,5 +1,10 @@
 """One attempt at a task: calls in, texts out, success or not at the end.
 
+    episode = Episode(task.office, task.gold)
+    for name, arguments in parse_calls(answer) or []:
+        response = episode.call(name, arguments)
+    episode.score()
+
 Success is the right final state, however it was reached: the office must be as after the gold calls
 on a fresh copy. A change too many is a failure, a look-up too many is not, unless there are more
 calls than allowed. Source: WorkBench, arXiv 2405.00823.
@@ -9,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plait.align.workbench.office import Office
+from plait.align.workbench.tasks import Task
 from plait.align.workbench.tools import call_tool
 from plait.grade.score import Score
 from plait.grade.toolcall import ToolCall
@@ -43,3 +49,15 @@ class Episode:
             tables = ", ".join(f"{name} ({count})" for name, count in differences)
             return Score(0.0, f"wrong rows in {tables}")
         return Score(1.0, "correct")
+
+
+def demonstrate(task: Task) -> dict[str, Any]:
+    """Return a conversation that does a task right, a call a turn: `id`, `messages`, `tools`."""
+    episode = Episode(task.office, task.gold)
+    messages = task.messages
+    for name, arguments in task.steps:
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        messages.append({"role": "tool", "content": episode.call(name, arguments)})
+    messages.append({"role": "assistant", "content": "Done."})
+    return {"id": task.id, "messages": messages, "tools": task.tools}

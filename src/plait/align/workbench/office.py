@@ -35,7 +35,7 @@ class Office:
         self.tables: dict[str, dict[str, Row]] = {name: tables.get(name, {}) for name in TABLES}
         self._added: dict[str, set[str]] = {name: set() for name in TABLES}
         self._next_ids = {
-            name: max(map(int, rows), default=-1) + 1 for name, rows in tables.items()
+            name: max(map(int, rows), default=-1) + 1 for name, rows in self.tables.items()
         }
 
     def copy(self) -> "Office":

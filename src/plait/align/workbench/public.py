@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plait.align.workbench.office import Office, Row
+from plait.align.workbench.tools import TOOLS
 from plait.core.errors import DataError
 from plait.grade.toolcall import ToolCall
 
@@ -85,9 +86,11 @@ def _as_call(text: str) -> ToolCall:
     if not isinstance(call, ast.Call) or call.args:
         raise ValueError(f"{text!r} is no call with named arguments")
     domain, name, _ = ast.unparse(call.func).split(".")
-    domain = {"customer_relationship_manager": "crm"}.get(domain, domain)
+    name = f"{'crm' if domain == 'customer_relationship_manager' else domain}_{name}"
+    if name not in TOOLS:
+        raise ValueError(f"{text!r} calls no tool of the workbench")
     arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    return ToolCall(f"{domain}_{name}", arguments)
+    return ToolCall(name, arguments)
 
 
 def _read(file: Path) -> list[Row]:

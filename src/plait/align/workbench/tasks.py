@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from plait.align.workbench.families import FAMILIES
 from plait.align.workbench.generate import OfficeSettings, make_office
-from plait.align.workbench.office import Office
+from plait.align.workbench.office import TODAY, Office
 from plait.align.workbench.tools import TOOLS
 from plait.core.config import Settings, nearest
 from plait.core.seed import mix_seed
@@ -61,6 +61,14 @@ class Task(NamedTuple):
     def gold(self) -> list[ToolCall]:
         """The steps that change the office."""
         return [step for step in self.steps if TOOLS[step.name].changes]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation so far: what day it is, and the query."""
+        return [
+            {"role": "system", "content": f"Today is {TODAY}. Work with the tools."},
+            {"role": "user", "content": self.query},
+        ]
 
     @property
     def tools(self) -> list[dict[str, Any]]:
