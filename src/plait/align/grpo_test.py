@@ -1,5 +1,4 @@
 import json
-import operator
 from hashlib import sha256
 
 import pytest
@@ -16,11 +15,12 @@ from plait.align.rollout import (
     sample_groups,
     write_groups,
 )
-from plait.align.verify import VERIFIERS, Outcome
+from plait.align.verify import Outcome
 from plait.core.errors import DataError
 from plait.data.tokenizer import Tokenizer
 from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
+from plait.grade.verifiers import VERIFIERS
 from plait.model.hf import load
 from plait.train.loop import DivergedError
 
@@ -224,7 +224,7 @@ def test_a_run_killed_in_mid_round_resumes_to_the_same_model(base_model, tmp_pat
 
 
 def test_a_run_survives_a_verifier_that_crashes_on_one_prompt(base_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(VERIFIERS, "odd", operator.index)  # takes no three arguments
+    monkeypatch.setitem(VERIFIERS, "odd", "operator:index")  # takes no three arguments
     chosen = settings(
         tmp_path,
         num_steps=1,

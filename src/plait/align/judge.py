@@ -9,10 +9,11 @@ import torch
 from plait.align.reward import load_reward_model
 from plait.align.rollout import Asked, Judge
 from plait.align.sft import sample_of
-from plait.align.verify import VERIFIERS, Job, Outcome, VerifierPool
+from plait.align.verify import Job, Outcome, VerifierPool
 from plait.core.run_folder import model_directory
 from plait.data.pack import pack
 from plait.data.tokenizer import Tokenizer
+from plait.grade.verifiers import verifier_place
 from plait.train import parallel
 
 SCORED_AT_ONCE = 16
@@ -30,7 +31,7 @@ def verifier_judge(pool: VerifierPool) -> Judge:
         return pool.grade(
             [
                 Job(
-                    VERIFIERS[prompt.verifier],
+                    verifier_place(prompt.verifier),
                     str(prompt.messages[-1].get("content", "")),
                     prompt.reference,
                     completion.content,

@@ -15,15 +15,16 @@ from torch.nn.utils import parametrize
 
 from plait.align.chains import ChainSettings
 from plait.align.records import Message, Record, Refusals, prompt_messages
-from plait.align.verify import VERIFIERS, Outcome
+from plait.align.verify import Outcome
 from plait.core.artifact import write_atomic
-from plait.core.config import Settings, nearest
+from plait.core.config import Settings
 from plait.core.errors import DataError, RequestError
 from plait.core.progress import track
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
 from plait.engine.engine import Engine
 from plait.engine.request import Completion, SamplingParams
+from plait.grade.verifiers import verifier_place
 from plait.model.lm import HybridLM
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -131,8 +132,11 @@ def _prompt(record: Record, tokenizer: Tokenizer, max_tokens: int, verified: boo
     name = str(record.get("id", "a record"))
     messages = prompt_messages(record)
     verifier, reference = str(record.get("verifier", "")), record.get("reference", "")
-    if verified and verifier not in VERIFIERS:
-        raise DataError(f"{name}: no verifier {verifier!r}; {nearest(verifier, list(VERIFIERS))}")
+    if verified:
+        try:
+            verifier_place(verifier)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
     if verified and not isinstance(reference, str):
         reference = json.dumps(reference)
     tools = record.get("tools")

@@ -8,20 +8,15 @@ the reason is kept, and the run goes on. A score that is no number counts as non
 
 import math
 import multiprocessing
+import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from plait.grade.number import grade_number
-from plait.grade.score import Score
-
-Verifier = Callable[[str, str, str], Score]
-"""(question, reference, answer) -> score; an importable function."""
-
-VERIFIERS: dict[str, Verifier] = {"number": grade_number}
-"""By the name that data files use."""
+from plait.grade.verifiers import Verifier, load_verifier
+from plait.train.interrupt import SIGNALS
 
 START_S = 60.0
 """Longest that a worker may take to start and to import a verifier; grading is timed apart."""
@@ -30,7 +25,8 @@ START_S = 60.0
 class Job(NamedTuple):
     """One answer to grade."""
 
-    verifier: Verifier
+    verifier: str
+    """`module:function`, imported where it runs."""
     question: str
     reference: str
     answer: str
@@ -96,13 +92,21 @@ class _Worker:
 
     def ask(self, index: int, job: Job) -> None:
         if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self.connection, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=False)
-            self._process.start()
-            theirs.close()
-        self.connection.send(job)
+            self._start()
+        try:
+            self.connection.send(job)
+        except ConnectionError:  # someone killed it between two jobs
+            self.stop()
+            self._start()
+            self.connection.send(job)
         self.job, self.deadline = index, time.monotonic() + START_S
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=False)
+        self._process.start()
+        theirs.close()
 
     def read(self, timeout_s: float) -> dict[int, Outcome]:
         """Return the outcome by job; nothing if grading has only begun, which sets its deadline."""
@@ -136,18 +140,21 @@ class _Worker:
 
 def _serve(connection: Connection) -> None:
     """Grade what comes until the other side is gone; say None when grading begins."""
+    for number in SIGNALS:  # Ctrl-C reaches every process, but the run finishes its step first
+        signal.signal(number, signal.SIG_IGN)
     while True:
         try:
-            job = connection.recv()  # imports the verifier
+            job = connection.recv()
         except EOFError:
             return
+        verifier = load_verifier(job.verifier)  # importing it is not timed
         connection.send(None)
-        connection.send(_graded(job))
+        connection.send(_graded(verifier, job))
 
 
-def _graded(job: Job) -> Outcome:
+def _graded(verifier: Verifier, job: Job) -> Outcome:
     try:
-        score = job.verifier(job.question, job.reference, job.answer)
+        score = verifier(job.question, job.reference, job.answer)
         value, reason = float(score.value), str(score.reason)
     except Exception as error:  # the boundary to verifiers, which may raise anything
         return Outcome(None, f"the verifier raised {type(error).__name__}: {error}")

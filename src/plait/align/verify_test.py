@@ -1,9 +1,9 @@
 import os
+import signal
 
 import pytest
 
 from plait.align.verify import Job, Outcome, VerifierPool
-from plait.grade.number import grade_number
 
 VERIFIERS = """
 import os, time
@@ -24,21 +24,18 @@ def wrong(question, reference, answer):
 """
 
 
-@pytest.fixture
-def odd(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _odd_verifiers(tmp_path, monkeypatch):
     (tmp_path / "odd_verifiers.py").write_text(VERIFIERS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    import odd_verifiers
-
-    return odd_verifiers
 
 
-def test_every_bad_verifier_costs_its_own_answer_and_no_other(odd):
-    good = Job(grade_number, "q", "7", "It is 7.")
+def test_every_bad_verifier_costs_its_own_answer_and_no_other():
+    good = Job("plait.grade.number:grade_number", "q", "7", "It is 7.")
     jobs = [good]
-    for bad in (odd.die, odd.nan, odd.wrong, odd.hang):
-        jobs += [Job(bad, "q", "r", "a"), good]
-    jobs.append(Job(grade_number, "q", "no number", "7"))
+    for bad in ("die", "nan", "wrong", "hang"):
+        jobs += [Job(f"odd_verifiers:{bad}", "q", "r", "a"), good]
+    jobs.append(Job("plait.grade.number:grade_number", "q", "no number", "7"))
     with VerifierPool(num_workers=2, timeout_s=0.5) as pool:
         outcomes = pool.grade(jobs)
     assert outcomes[::2] == [Outcome(1.0, "correct")] * 5
@@ -51,10 +48,24 @@ def test_every_bad_verifier_costs_its_own_answer_and_no_other(odd):
     assert all(each.value is None for each in outcomes[1::2])
 
 
-def test_no_worker_outlives_its_pool(odd):
+def test_no_worker_outlives_its_pool():
     with VerifierPool() as pool:
-        pool.grade([Job(grade_number, "q", "7", "7")])
+        pool.grade([Job("plait.grade.number:grade_number", "q", "7", "7")])
         process = pool._workers[0]._process.pid
         assert pool.grade([]) == []
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+def test_a_worker_killed_between_two_answers_is_replaced_and_a_polite_signal_ignored():
+    job = Job("plait.grade.number:grade_number", "q", "7", "7")
+    with VerifierPool() as pool:
+        pool.grade([job])
+        process = pool._workers[0]._process
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(process.pid, number)
+        assert pool.grade([job]) == [Outcome(1.0, "correct")]
+        assert pool._workers[0]._process is process
+        process.kill()
+        process.join()
+        assert pool.grade([job]) == [Outcome(1.0, "correct")]
