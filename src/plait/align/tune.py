@@ -12,6 +12,7 @@ from plait.align.records import existing_files
 from plait.core.errors import ConfigError
 from plait.core.run_folder import model_directory
 from plait.model.lm import HybridLM
+from plait.train import parallel
 from plait.train.fit import fit, load_masters
 from plait.train.loop import (
     Batches,
@@ -97,7 +98,12 @@ def preference_files(settings: TuneSettings, inputs: Mapping[str, Path]) -> list
 
 
 def load_for_tuning(source: Path, settings: TuneSettings) -> HybridLM:
-    """Load a model with float32 masters, and with fresh adapters if the settings ask for them."""
+    """Load a model with float32 masters, and with fresh adapters if the settings ask for them.
+
+    Raises: ConfigError for adapters on several processes.
+    """
+    if settings.lora is not None and parallel.num_processes() > 1:
+        raise ConfigError("lora: adapters are trained on one process; start it without torchrun")
     model = set_precision(load_masters(source), settings.precision)
     return model if settings.lora is None else add_lora(model, settings.lora, settings.seed)
 
