@@ -6,10 +6,8 @@ add count as two), not of an implementation that recomputes or works in chunks.
 
 from typing import NamedTuple
 
+from plait.core.sizes import format_bytes
 from plait.model.spec import ModelSpec
-
-MIB = 2**20
-GIB = 2**30
 
 
 def flops_per_token(spec: ModelSpec, context_tokens: int | float) -> int | float:
@@ -62,6 +60,37 @@ def conv_bytes_per_sequence(spec: ModelSpec, bytes_per_value: int = 2) -> int:
     return spec.num_mamba_layers * spec.conv_dim * (spec.conv_kernel - 1) * bytes_per_value
 
 
+def weight_bytes(spec: ModelSpec, bytes_per_value: int = 2) -> int:
+    """Return bytes of all parameters, embedding and output head counted apart."""
+    return spec.num_parameters * bytes_per_value
+
+
+def prefill_bytes(
+    spec: ModelSpec, num_tokens: int, bytes_per_value: int = 2, scan_chunk_tokens: int = 128
+) -> int:
+    """Return the most bytes of activations that live at once while `num_tokens` are read.
+
+    The residual stream and its normed copy stay; beside them one mixer at a time holds
+
+        Mamba-2         in_proj, convolution, scan and gated output, and a float32 state with its
+                        rounded copy per chunk of the scan
+        feed-forward    the widened tokens before and after the activation
+        attention       queries, keys and values, and the output
+
+    Logits are counted for one position only, in float32: the others are never made.
+    """
+    stream = 2 * num_tokens * spec.hidden_size * bytes_per_value
+    num_states = -(-num_tokens // scan_chunk_tokens)
+    rows = {
+        "M": spec.in_proj_dim + spec.conv_dim + 2 * spec.d_inner,
+        "-": 2 * spec.intermediate_size,
+        "*": 2 * (spec.num_attention_heads + spec.num_key_value_heads) * spec.attention_head_dim,
+    }
+    mixers = {letter: num_tokens * row * bytes_per_value for letter, row in rows.items()}
+    mixers["M"] += num_states * spec.d_inner * spec.state_size * (4 + bytes_per_value)
+    return stream + max(mixers[letter] for letter in set(spec.pattern)) + 4 * spec.vocab_size
+
+
 class Row(NamedTuple):
     """One line of a description."""
 
@@ -92,11 +121,13 @@ def describe(spec: ModelSpec) -> list[Row]:
         Row("Mamba heads", f"{spec.mamba_num_heads} of {spec.mamba_head_dim}"),
         Row("Mamba state", f"{spec.state_size} columns, {spec.num_groups} groups"),
         Row("longest context", f"{spec.max_position_embeddings:,} tokens"),
-        Row("weights, bfloat16", _size(2 * spec.num_parameters)),
-        Row("weights, float32", _size(4 * spec.num_parameters)),
-        Row("KV cache per token, bfloat16", _size(kv_bytes)),
-        Row("SSM state per sequence, float32", _size(ssm_bytes_per_sequence(spec))),
-        Row("convolution state per sequence, bfloat16", _size(conv_bytes_per_sequence(spec))),
+        Row("weights, bfloat16", format_bytes(2 * spec.num_parameters)),
+        Row("weights, float32", format_bytes(4 * spec.num_parameters)),
+        Row("KV cache per token, bfloat16", format_bytes(kv_bytes)),
+        Row("SSM state per sequence, float32", format_bytes(ssm_bytes_per_sequence(spec))),
+        Row(
+            "convolution state per sequence, bfloat16", format_bytes(conv_bytes_per_sequence(spec))
+        ),
     ]
     if kv_bytes:
         rows.append(Row("state equals the KV cache of", f"{fixed_bytes // kv_bytes:,} tokens"))
@@ -104,10 +135,3 @@ def describe(spec: ModelSpec) -> list[Row]:
         flops = flops_per_token(spec, context)
         rows.append(Row(f"forward at context {context:,}", f"{flops / 1e9:,.3g} GFLOP per token"))
     return rows
-
-
-def _size(num_bytes: int) -> str:
-    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.4g} {name}"
-    return f"{num_bytes} B"
