@@ -7,7 +7,7 @@ As in `cross_entropy`, both heads are applied to a chunk of tokens at a time and
 respect to the student's logits, weight * (q - p), is used where it arises; of the teacher nothing
 needs a gradient, and no more than two times chunk_tokens x V logits ever exist.
 
-A teacher that was run earlier may have kept only its k likeliest tokens and their log-probabilities.
+A teacher that was run earlier may have kept only its k likeliest tokens with log-probabilities.
 Everything else is one more outcome, the tail: both distributions are compared on k + 1 outcomes,
 which is a lower bound of the full divergence and equal to it when k = V. With P and Q the tails'
 masses, the gradient at a token of the tail is weight * q(v) (1 - P / Q).
@@ -70,7 +70,7 @@ def chunked_topk_kl(
     weights: Float[Tensor, " T"],
     chunk_tokens: int = 256,
 ) -> Float[Tensor, ""]:
-    """Return the sum over tokens of weights[t] * KL on the teacher's k tokens and the tail, in nats.
+    """Return the sum of weights[t] * KL on the teacher's k tokens and their tail, in nats.
 
     Gradients and numerics as in `chunked_kl`.
     Raises: ValueError if `chunk_tokens` is not positive.
