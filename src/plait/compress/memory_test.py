@@ -57,7 +57,7 @@ def test_the_engine_allocates_as_much(allocated):
     )
     workload = Workload(
         context_tokens=2048,
-        batch=16,
+        batch=48,
         prefill_chunk_tokens=128,
         dtype="float32",
         kv_dtype="float32",

@@ -90,7 +90,7 @@ def chunked_topk_kl(
         divergence = torch.where(p > 0, p * (log_p - log_q_top), 0.0).sum(-1)
         tail = torch.where(tail_p > 0, tail_p * (tail_p.log() - log_tail_q), 0.0)
         q = log_q.exp()
-        # q / Q as a softmax over the tail, which cannot overflow; at the k tokens it is overwritten.
+        # q / Q as a softmax over the tail, which cannot overflow; overwritten at the k tokens.
         gradient = q - tail_p * (log_q - log_tail_q).exp()
         gradient.scatter_(1, here, q.gather(1, here) - p)
         return divergence + tail[:, 0], gradient
