@@ -171,7 +171,7 @@ def candidates(
     patterns = ["".join(parent.pattern[layer] for layer in layers) for layers in depths]
     for (layers, pattern), widths in product(zip(depths, patterns, strict=True), grid.widths()):
         # Thousands of them, all inside the parent's grid: built without checking each.
-        shape = Shape.model_construct(layers=layers, **widths)
+        shape = Shape.model_construct(None, layers=layers, **widths)
         spec = parent.model_copy(update={"pattern": pattern, **widths})
         if not _aligned(spec, ranges.align):
             continue
