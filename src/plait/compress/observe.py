@@ -90,9 +90,7 @@ class Observer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was measured, named as in scores.safetensors."""
-        name, inner = norm_name(self._index), self._inner.score()
-        found = {f"embedding.{name}": self._norm.activation.score()}
-        found[f"moments.{name}"] = self._norm.moments.mean()
+        found, inner = self._norm.tensors(norm_name(self._index)), self._inner.score()
         letter = self._spec.pattern[self._index]
         if letter == "M":
             heads = (self._spec.mamba_num_heads, self._spec.mamba_head_dim)
@@ -141,14 +139,18 @@ class NormObserver:
     """A norm that reads the residual stream: what it sees and what it says."""
 
     def __init__(self, eps: float) -> None:
-        self.activation, self.moments = Activation(), Moments()
-        self._eps = eps
+        self._activation, self._moments, self._eps = Activation(), Moments(), eps
 
     def add(self, x: Float[Tensor, "B T D"], normed: Float[Tensor, "B T D"]) -> None:
         """Take in some rows in front of the norm and behind it."""
-        self.activation.add(normed.abs())
+        self._activation.add(normed.abs())
         squares = at_least_float32(x).flatten(0, 1).square()
-        self.moments.add(squares, 1.0 / (squares.mean(1) + self._eps))
+        self._moments.add(squares, 1.0 / (squares.mean(1) + self._eps))
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return what was measured of the norm called `name`."""
+        score, moments = self._activation.score(), self._moments.mean()
+        return {f"embedding.{name}": score, f"moments.{name}": moments}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ eps. The root mean square of r' / r stands for its mean: it needs no second pass
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,16 +169,29 @@ class Scores(NamedTuple):
                 Removal(step["layer"], {int(key): harm for key, harm in step["harms"].items()})
                 for step in facts["removals"]
             )
-            tables: dict[str, dict[Any, Tensor]] = {field: {} for field in _TABLES}
-            for name, tensor in tensors.items():
-                field, _, key = name.partition(".")
-                tables[field][int(key) if field in _BY_LAYER else key] = tensor
             spec = ModelSpec.parse(_from_json(facts["spec"]), str(folder / FACTS_FILE))
+            scores = cls.from_tensors(spec, tensors)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(
                 f"{folder}: no finished scores here ({error!r}); score the parent again"
             ) from None
-        return cls(spec=spec, removals=removals, facts=facts["facts"], **tables)
+        return scores._replace(removals=removals, facts=facts["facts"])
+
+    @classmethod
+    def from_tensors(cls, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> "Scores":
+        """Return scores of widths from tensors called <table>.<layer or name of a norm>."""
+        tables: dict[str, dict[Any, Tensor]] = {table: {} for table in _TABLES}
+        for name, tensor in tensors.items():
+            table, _, key = name.partition(".")
+            tables[table][int(key) if table in _BY_LAYER else key] = tensor
+        return cls(
+            spec,
+            embedding=tables["embedding"],
+            feed_forward=tables["feed_forward"],
+            mamba=tables["mamba"],
+            attention=tables["attention"],
+            moments=tables["moments"],
+        )
 
     def _embedding_of(self, layers: Indices) -> Tensor:
         """Sum over the norms that the child still has."""

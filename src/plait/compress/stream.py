@@ -6,7 +6,7 @@ vocabulary. What one model predicts is compared with another's block by block to
 the whole vocabulary are never held.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -71,43 +71,37 @@ def final_hidden(model: ModelDirectory, x: Float[Tensor, "B T D"]) -> Float[Tens
 
 def head_blocks(
     model: ModelDirectory, dtype: torch.dtype, device: Device
-) -> Callable[[], Iterator[Tensor]]:
-    """Return what yields the output head in blocks of rows, each (V', D)."""
-
-    def blocks() -> Iterator[Tensor]:
-        for _, block in model.row_blocks(_HEAD, _VOCABULARY_BLOCK, dtype, device):
-            yield block
-
-    return blocks
+) -> Iterator[Float[Tensor, "rows D"]]:
+    """Yield the output head in blocks of rows."""
+    for _, block in model.row_blocks(_HEAD, _VOCABULARY_BLOCK, dtype, device):
+        yield block
 
 
 @torch.no_grad()
 def logit_distances(
     reference: Float[Tensor, "B T D"],
-    reference_head: Callable[[], Iterator[Tensor]],
     others: Sequence[Tensor],
-    head: Callable[[], Iterator[Tensor]],
+    heads: Iterable[tuple[Tensor, Tensor]],
     metric: Metric = "mse",
 ) -> list[float]:
     """Return how far the predictions of each model are from those of a reference.
 
-    reference and others (B, T, D) are hidden states after the final norm, each with its own width;
-    the heads must come in blocks of the same rows. `mse` is the mean over positions and vocabulary
-    of the squared difference of logits; `kl` the mean over positions of KL(reference || other), in
-    nats. Logits are accumulated in at least float32, sums in float64.
+    reference and others (B, T, D) are hidden states after the final norm; `heads` gives blocks of
+    rows of the output head, the reference's and the others'. `mse` is the mean over positions and
+    vocabulary of the squared difference of logits; `kl` the mean over positions of
+    KL(reference || other), in nats. Sums are float64, logits at least float32.
     """
-    flat = reference.flatten(0, 1)
+    flat, flat_others = reference.flatten(0, 1), [other.flatten(0, 1) for other in others]
     sums = [0.0] * len(others)
     vocab_size = 0
-    # softmax statistics of every position: running maximum and sums relative to it
     running = [_Divergence(flat) for _ in others] if metric == "kl" else []
-    for block, other_block in zip(reference_head(), head(), strict=True):
+    for block, other_block in heads:
         vocab_size += len(block)
         for start in range(0, len(flat), _POSITIONS):
             rows = slice(start, start + _POSITIONS)
             expected = _logits(flat[rows], block)
-            for index, other in enumerate(others):
-                found = _logits(other.flatten(0, 1)[rows], other_block)
+            for index, other in enumerate(flat_others):
+                found = _logits(other[rows], other_block)
                 if metric == "kl":
                     running[index].add(rows, expected, found)
                 else:
