@@ -45,7 +45,16 @@ STAGES = {
         "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
     ),
     "sft": StageKind("plait.align.sft_stage", "SftSettings", ("model",)),
-    "eval": StageKind("plait.eval.stage", "EvalSettings", ("model", "pretrain")),
+    "compress": StageKind(
+        "plait.cli.compress_stage", "CompressSettings", ("model",), ("conversations", "blend")
+    ),
+    "distill": StageKind(
+        "plait.cli.distill",
+        "DistillSettings",
+        ("student", "teacher"),
+        ("conversations", "blend"),
+    ),
+    "eval": StageKind("plait.eval.stage", "EvalSettings", ("model", "pretrain"), ("questions",)),
 }
 
 

@@ -1,6 +1,6 @@
 """Candidates compared with their parent: first as they are cut, the best again after healing.
 
-The measure is KL(parent || child) on held-out text, which is continuous where accuracies of unhealed
+The measure is KL(parent || child) on held-out text: continuous, where accuracies of unhealed
 children are all near chance. Children are cut in memory, measured and forgotten.
 """
 

@@ -31,7 +31,7 @@ from plait.core.artifact import atomic_file, file_states, write_json
 from plait.core.config import Settings
 from plait.core.errors import CheckpointError, ConfigError, DataError
 from plait.core.progress import Progress
-from plait.model.count import GIB
+from plait.core.sizes import GIB
 from plait.model.hf_stream import ModelDirectory
 
 _STREAM = "stream.safetensors"

@@ -62,7 +62,7 @@ class CompressSettings(Settings):
     """Tokens of each. Our choice; nothing to do with the context that is budgeted."""
     held_out_rows: PositiveInt = 32
     """Rows on which candidates are compared with the parent."""
-    score: ScoreSettings = ScoreSettings()
+    score: ScoreSettings = ScoreSettings.model_validate({})
     """How importance is measured; how many layers to remove follows from the ranges."""
     importance: Literal["measured", "random"] = "measured"
     """Random keeps as much, but no matter what: what the scores are worth."""

@@ -33,9 +33,7 @@ class TaughtBatch(NamedTuple):
     teacher: TopK
 
 
-def store(
-    teacher: HybridLM, batches: Batches, num_batches: int, top_k: int, folder: Path
-) -> None:
+def store(teacher: HybridLM, batches: Batches, num_batches: int, top_k: int, folder: Path) -> None:
     """Let the teacher read the next batches and write what it says of them.
 
     Raises: ConfigError if the vocabulary has fewer than `top_k` tokens.
