@@ -136,7 +136,7 @@ def finish(run_directory: Path, folders: dict[str, Path]) -> None:
         typer.echo(f"next:    plait chat {models[-1]}")
 
 
-_HEADLINES = re.compile(r"run\..*|eval\.(accuracy\.\w+|well_formed|bits_per_byte\.[\w-]+)")
+_HEADLINES = re.compile(r"run\..*|eval\w*\.(accuracy\.\w+|well_formed|bits_per_byte\.[\w-]+)")
 
 
 def headlines(summary: dict[str, float]) -> list[str]:

@@ -138,14 +138,14 @@ class Candidate(NamedTuple):
         }
 
 
-def stand_in_depths(parent: ModelSpec, grid: Grid) -> list[Indices]:
+def stand_in_depths(parent: ModelSpec, grid: Grid, max_share: float = 0.2) -> list[Indices]:
     """Return one choice of layers for every number of layers of each kind that may be kept.
 
-    No more than a fifth of the Mamba and of the feed-forward layers goes.
+    No more than `max_share` of the Mamba and of the feed-forward layers goes, but one may.
     """
     found = []
     for num_layers in grid.num_layers:
-        for mamba, attention, feed_forward in _splits(parent, num_layers, grid.keep_attention):
+        for mamba, attention, feed_forward in _splits(parent, num_layers, grid, max_share):
             kept = [
                 *_spread(layers_of(parent, "M"), mamba),
                 *_spread(layers_of(parent, "*"), attention),
@@ -180,6 +180,11 @@ def candidates(
             smallest = Candidate(shape, spec, terms)
         if terms.total <= budget_bytes:
             found.append(Candidate(shape, spec, terms))
+    if not depths:
+        raise ConfigError(
+            f"no child has {grid.num_layers[0]} to {grid.num_layers[-1]} layers and keeps "
+            f"{grid.keep_attention} of attention; allow more layers or less attention"
+        )
     if smallest is None:
         raise ConfigError(
             f"no child has widths that are multiples of align = {ranges.align}; choose ranges "
@@ -246,15 +251,17 @@ def _values(name: str, axis: Axis, size: int) -> tuple[int, ...]:
     return tuple(reversed(range(greatest, least - 1, -step)))
 
 
-def _splits(parent: ModelSpec, num_layers: int, keep_attention: int) -> list[tuple[int, int, int]]:
+def _splits(
+    parent: ModelSpec, num_layers: int, grid: Grid, max_share: float
+) -> list[tuple[int, int, int]]:
     """Return the numbers of layers of each kind that add up to a depth."""
     mamba, attention, feed_forward = _kinds(parent.pattern)
+    fewest_m, fewest_f = (n - max(1, int(n * max_share)) for n in (mamba, feed_forward))
     found = []
-    for a in range(min(keep_attention, attention), attention + 1):
-        for m in range(mamba - mamba // 5, mamba + 1):
-            f = num_layers - a - m
-            if feed_forward - feed_forward // 5 <= f <= feed_forward:
-                found.append((m, a, f))
+    for a in range(min(grid.keep_attention, attention), attention + 1):
+        for m in range(max(0, fewest_m), mamba + 1):
+            if max(0, fewest_f) <= num_layers - a - m <= feed_forward:
+                found.append((m, a, num_layers - a - m))
     return found
 
 

@@ -75,7 +75,8 @@ def test_nothing_on_the_edge_can_grow(fitting):
 
 
 def test_alignment_for_blocks():
-    found = search(TWELVE, BUDGET, Ranges(align=128, hidden_size=(4480, 5120, 128)))
+    found = search(TWELVE, BUDGET, Ranges(align=128, num_layers=(56, 56, 1)))
+    assert {candidate.shape.hidden_size for candidate in found} == {4480}
     for candidate in found:
         spec = candidate.spec
         widths = (spec.hidden_size, spec.intermediate_size, spec.d_inner, spec.in_proj_dim)
@@ -92,16 +93,22 @@ def test_a_small_parent_counted_by_hand():
         mamba_head_dim=(8, 10, 2),
     )
     found = search(TEST, 10**9, ranges, SMALL)
-    # Of "M-M*-M", a fifth of three Mamba or two feed-forward layers is none: depth 6 alone.
-    assert len(found) == 2 * 1 * 2 * 2
-    assert {candidate.spec.pattern for candidate in found} == {"M-M*-M"}
+    # Depth 6 is everything; at 5 one Mamba or one feed-forward layer is gone, attention stays.
+    assert len(found) == 3 * (2 * 1 * 2 * 2)
+    kinds = {candidate.kinds for candidate in found}
+    assert kinds == {(3, 1, 2), (2, 1, 2), (3, 1, 1)}
     assert found[0].spec == TEST
     assert edge(found, TEST, ranges) == [found[0]]
 
 
+def test_no_depth_at_all():
+    with pytest.raises(ConfigError, match="no child has 2 to 3 layers"):
+        search(TEST, 10**9, Ranges(num_layers=(2, 3, 1)), SMALL)
+
+
 def test_a_budget_too_small_names_what_the_smallest_child_needs():
     with pytest.raises(ConfigError, match=r"no allowed child fits 10 GiB: the smallest, 23M4A25F"):
-        search(TWELVE, 10 * GIB)
+        search(TWELVE, 10 * GIB, Ranges(num_layers=(52, 52, 1)))
 
 
 @pytest.mark.parametrize(

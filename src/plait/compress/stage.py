@@ -24,7 +24,7 @@ from plait.compress.importance import ScoreSettings, score
 from plait.compress.memory import Workload, memory
 from plait.compress.prune import prune_directory
 from plait.compress.scores import Scores
-from plait.compress.search import Candidate, Grid, Ranges, candidates, edge
+from plait.compress.search import Candidate, Grid, Ranges, candidates, edge, stand_in_depths
 from plait.compress.throughput import Hardware, throughput
 from plait.core.artifact import write_json
 from plait.core.config import Settings
@@ -97,6 +97,7 @@ def compress(
     directory = model_directory(inputs["model"])
     parent_spec = read_spec(directory)
     grid = Grid.of(settings.ranges, parent_spec)
+    _check_budget(settings, grid, parent_spec)
     with session(settings.num_threads):
         text = source(settings.row_tokens, 1, _num_text_rows(settings), settings.seed)
         scores = _scores(settings, grid, directory, text, out / "scores")
@@ -113,6 +114,13 @@ def compress(
         prune_directory(directory, cut, out / "model", scores.corrections(cut))
     write_json(out / CANDIDATES_FILE, _record(settings, parent_spec, found, ranked, finalists))
     return _summary(parent_spec, found, ranked, best)
+
+
+def _check_budget(settings: CompressSettings, grid: Grid, parent: ModelSpec) -> None:
+    """Raise ConfigError if nothing fits whichever layers go, before anything is measured."""
+    depths = stand_in_depths(parent, grid, max_share=1.0)
+    budget = parse_bytes(settings.memory)
+    candidates(parent, depths, settings.ranges, settings.workload, budget)
 
 
 def _num_text_rows(settings: CompressSettings) -> int:
