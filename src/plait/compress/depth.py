@@ -137,46 +137,48 @@ class DepthSearch:
             return
         size = max(1, self._sweep.stream_bytes // self._reference.nbytes)
         groups = [pending[start : start + size] for start in range(0, len(pending), size)]
-        what = f"depth {len(remaining) - 1}"
-        with Progress(what, len(pending), "layers") as progress:
-            base = embed(self._model, self._tokens, self._sweep.dtype, self._sweep.device)
-            start = 0
+        # The first stream lacks nothing yet; the others are those of a group's candidates.
+        streams = self._reference.new_empty(1 + len(groups[0]), *self._reference.shape)
+        streams[0] = embed(self._model, self._tokens, self._sweep.dtype, self._sweep.device)
+        start = 0
+        with Progress(f"depth {len(remaining) - 1}", len(pending), "layers") as progress:
             for number, group in enumerate(groups):
                 until = groups[number + 1][0] if number + 1 < len(groups) else group[-1]
-                base, harms = self._measure_group(remaining[start:], group, base, until)
+                self._harms |= self._measure_group(remaining[start:], group, streams, until)
                 start = remaining.index(until)
-                self._harms |= harms
                 self._save()
                 progress.advance(len(group), f"least {min(self._harms.values()):.3g}")
 
     def _measure_group(
-        self, layers: list[int], group: list[int], base: Tensor, until: int
-    ) -> tuple[Tensor, dict[int, float]]:
-        """Return the stream in front of layer `until` and the harm of each candidate of a group.
+        self, layers: list[int], group: list[int], streams: Float[Tensor, "K B T D"], until: int
+    ) -> dict[int, float]:
+        """Return the harm of each candidate of a group.
 
-        base is the stream in front of the first of the layers, and is overwritten.
+        streams[0] comes as the stream in front of the first of the layers and is left as the one
+        in front of layer `until`.
         """
         model, sweep = self._model, self._sweep
-        streams: dict[int, Tensor] = {}
+        num_born = 0
         for index in layers:
-            layer = model.layer(index, sweep.dtype, sweep.device)
-            moving = [*streams.values(), *([base] if index < until else [])]
-            if index in group:
-                streams[index] = base.clone()
-            for x in moving:
-                run_layer(layer, x, sweep.tokens_per_forward)
+            moving = streams[0 if index < until else 1 : 1 + num_born]
             self.layer_passes += len(moving)
-        for x in streams.values():
+            if index in group:
+                num_born += 1
+                streams[num_born] = streams[0]
+            if len(moving):
+                layer = model.layer(index, sweep.dtype, sweep.device)
+                run_layer(layer, moving.flatten(0, 1), sweep.tokens_per_forward)
+        for x in streams[1 : 1 + num_born]:
             x.copy_(final_hidden(model, x))
-        head = head_blocks(model, sweep.dtype, sweep.device)
+        blocks = head_blocks(model, sweep.dtype, sweep.device)
         distances = logit_distances(
             self._reference,
-            list(streams.values()),
-            ((block, block) for block in head),
+            list(streams[1 : 1 + num_born]),
+            ((block, block) for block in blocks),
             sweep.metric,
         )
-        self.head_passes += 1 + len(streams)
-        return base, dict(zip(streams, distances, strict=True))
+        self.head_passes += 1 + num_born
+        return dict(zip(group, distances, strict=True))
 
     def _save(self) -> None:
         write_json(

@@ -60,9 +60,9 @@ class Moments:
         self._num_tokens += len(squares)
 
     def mean(self) -> Tensor:
-        """Return the moments, float32 on the CPU."""
+        """Return the moments, float64 on the CPU."""
         assert self._sum is not None
-        return (self._sum / self._num_tokens).float().cpu()
+        return (self._sum / self._num_tokens).cpu()
 
 
 class Observer:

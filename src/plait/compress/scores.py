@@ -42,7 +42,7 @@ class Removal(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Importance of the parts of a parent; greater is more important. Tensors are float32."""
+    """Importance of the parts of a parent, float32; greater is more important."""
 
     spec: ModelSpec
     """The parent's."""
@@ -55,7 +55,7 @@ class Scores(NamedTuple):
     attention: dict[int, Tensor]
     """(Hq,) for every attention layer; reported, nothing is cut by it."""
     moments: dict[str, Tensor]
-    """(D,) or (H * P,) for every norm by the name of its weight: E[x_c^2 / r^2]."""
+    """(D,) or (H * P,) for every norm by the name of its weight: E[x_c^2 / r^2], float64."""
     removals: tuple[Removal, ...] = ()
     """Layers in the order they are to be removed."""
     facts: dict[str, Any] = {}  # noqa: RUF012 - never written to
