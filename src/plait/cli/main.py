@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plait.cli import align
 from plait.core.errors import ConfigError, PlaitError
 
 app = typer.Typer(
@@ -116,6 +117,10 @@ def report(
     from plait.eval.report import write_report
 
     typer.echo(f"report: {write_report(run)}")
+
+
+for verb in align.VERBS:
+    app.command()(verb)
 
 
 def main() -> None:

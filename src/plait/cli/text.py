@@ -4,14 +4,16 @@ Conversations are read by `align`, blends by `data`; `compress`, which may not k
 handed a function.
 """
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from plait.align.sft import SampleBatches, build_samples, read_conversations
+from plait.align.batches import SampleBatches
+from plait.align.records import Refusals, read_records
+from plait.align.sft import build_samples
 from plait.compress.batches import Proportion
 from plait.compress.distill_stage import TextSource
 from plait.core.errors import ConfigError, DataError
-from plait.core.progress import track
 from plait.data.blend import Blend
 from plait.data.loader import BlendLoader
 from plait.data.pack import Sample
@@ -20,6 +22,7 @@ from plait.train.loop import Batches
 
 ROLES = ("conversations", "blend")
 _LONGEST = 10**9
+_READ_AT_ONCE = 256
 
 
 def text_source(
@@ -37,7 +40,9 @@ def text_source(
             f"needs text: name an earlier stage or a path under [inputs] as {' or '.join(ROLES)}"
         )
     tokenizer = Tokenizer.from_directory(tokenizer_from)
-    samples = _samples(inputs["conversations"], tokenizer) if "conversations" in inputs else []
+    spoken = (
+        _Conversations(inputs["conversations"], tokenizer) if "conversations" in inputs else None
+    )
     blend = inputs.get("blend")
     if blend is not None and Blend.read(blend).vocab_size != tokenizer.vocab_size:
         raise ConfigError(
@@ -48,7 +53,9 @@ def text_source(
     def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
         tokens_per_batch = sequence_tokens * rows_per_batch
 
-        def conversations() -> Batches:
+        def conversations(number: int) -> Batches:
+            assert spoken is not None
+            samples = spoken.samples(number * tokens_per_batch)
             short = [sample for sample in samples if len(sample.ids) <= sequence_tokens]
             if not short:
                 raise DataError(f"no conversation has at most {sequence_tokens} tokens; allow more")
@@ -65,23 +72,39 @@ def text_source(
             )
 
         if blend is None:
-            return conversations()
-        if not samples:
+            return conversations(num_batches)
+        if spoken is None:
             return documents(num_batches)
         # One more than its share: where a share falls between two batches, either may be drawn.
-        number = round(num_batches * (1 - conversation_share)) + 1
-        return Proportion(conversations(), documents(number), conversation_share)
+        of_blend = round(num_batches * (1 - conversation_share)) + 1
+        first = conversations(num_batches - of_blend + 1)
+        return Proportion(first, documents(of_blend), conversation_share)
 
     return source
 
 
-def _samples(path: Path, tokenizer: Tokenizer) -> list[Sample]:
-    nested = path / "data" / "train.jsonl"
-    file = nested if nested.is_file() else path
-    if not file.is_file():
-        raise ConfigError(f"{path}: neither a JSONL file nor a folder with data/train.jsonl")
-    shown = track(list(read_conversations(file)), "conversations", unit="conversations")
-    samples = build_samples(shown, tokenizer, _LONGEST).samples
-    if not samples:
-        raise DataError(f"{file}: holds no conversations")
-    return samples
+class _Conversations:
+    """Conversations of a file in an order of their own, tokenised as far as they are asked for."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+        nested = path / "data" / "train.jsonl"
+        file = nested if nested.is_file() else path
+        if not file.is_file():
+            raise ConfigError(f"{path}: neither a JSONL file nor a folder with data/train.jsonl")
+        self._records = list(read_records([file], Refusals(strict=True)))
+        if not self._records:
+            raise DataError(f"{file}: holds no conversations; give text to measure on")
+        random.Random(0).shuffle(self._records)
+        self._tokenizer = tokenizer
+        self._samples: list[Sample] = []
+        self._num_read = self._num_tokens = 0
+
+    def samples(self, num_tokens: int) -> list[Sample]:
+        """Return the first samples that hold so many tokens, or all."""
+        while self._num_tokens < num_tokens and self._num_read < len(self._records):
+            part = self._records[self._num_read : self._num_read + _READ_AT_ONCE]
+            found = build_samples(part, self._tokenizer, _LONGEST).samples
+            self._samples += found
+            self._num_tokens += sum(len(sample.ids) for sample in found)
+            self._num_read += len(part)
+        return self._samples

@@ -167,8 +167,8 @@ def _only_when_healing(child):
 
 
 def test_a_budget_that_nothing_fits(parent, source, tmp_path):
+    settings = parse(CompressSettings, COMPRESS, memory="20KiB")
     with pytest.raises(ConfigError, match="no allowed child fits 20 KiB: the smallest"):
-        settings = parse(CompressSettings, COMPRESS, memory="20KiB")
         compress(settings, {"model": parent}, tmp_path, source)
 
 
