@@ -1,6 +1,6 @@
 """What each part of compression is worth on the tiny parent: one table from several seeds.
 
-    python bench/compress_tiny.py runs/tiny --seeds 1 2 3 --out /tmp/compress
+    python bench/compress_tiny.py runs/tiny --seeds 1 2 3 --out /tmp/compress_tiny
 
 For every seed and variant: cut the fine-tuned parent, measure KL to it on held-out text, distil,
 ask held-out questions with thinking on. Variants: `importance` as the recipe does it; `random`
@@ -23,7 +23,7 @@ from plait.eval.run import Setting, ask, read_questions, summarise
 from plait.eval.stage import VERIFIERS
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "tiny"
-SHAPE = {"max_ranked": 1, "top_k": 1}
+ONE_SHAPE = {"max_ranked": 1, "top_k": 1, "memory": "1GiB"}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "importance": {},
     "random": {"compress": {"importance": "random"}},
@@ -79,22 +79,31 @@ def accuracy(model: Path, questions: Path, num_questions: int, seed: int) -> flo
     return summarise(way, given).overall.accuracy
 
 
-def measure(run: Path, out: Path, name: str, seed: int, num_questions: int) -> dict[str, float]:
+def search(run: Path, out: Path) -> Path:
+    """Search once for the shape that all variants but `depth` and `width` have."""
+    table = compress_stage.CompressSettings.parse(settings("compress", {}), "compress")
+    if not (out / "candidates.json").exists():
+        parent = run / "05_sft"
+        compress_stage.run(table, {"model": parent, "conversations": parent}, out)
+    return out
+
+
+def measure(
+    run: Path, out: Path, name: str, seed: int, num_questions: int, num_tokens: int
+) -> dict[str, float]:
     """Cut, distil and ask; what is finished in `out` is not done again."""
     result = out / f"{name}-{seed}.json"
     if result.exists():
         return json.loads(result.read_text())
     inputs = {"conversations": run / "05_sft", "blend": run / "03_blend"}
-    changes = VARIANTS[name].get("compress", {}) | {"seed": seed}
+    changes = ONE_SHAPE | shape_of(search(run, out / "search"))
+    changes |= VARIANTS[name].get("compress", {}) | {"seed": seed}
     cut = out / f"{name}-{seed}" / "cut"
-    if name != "importance":  # at the shape that the search found, or at the variant's own
-        changes = SHAPE | shape_of(out / f"importance-{seed}" / "cut") | changes
-        if name in ("depth", "width"):
-            changes["memory"] = "1GiB"
     table = compress_stage.CompressSettings.parse(settings("compress", changes), "compress")
     texts = {"conversations": inputs["conversations"]}
     found = compress_stage.run(table, {"model": run / "05_sft", **texts}, cut)
-    changes = VARIANTS[name].get("distill", {}) | {"seed": seed}
+    phases = [{"tokens": num_tokens, "sequence_tokens": 256, "rows_per_batch": 12}]
+    changes = VARIANTS[name].get("distill", {}) | {"seed": seed, "phases": phases}
     table = distill.DistillSettings.parse(settings("distill", changes), "distill")
     pair = {"student": cut, "teacher": run / "05_sft"}
     trained = distill.run(table, inputs | pair, out / f"{name}-{seed}" / "child")
@@ -117,12 +126,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--questions", type=int, default=192)
+    parser.add_argument("--tokens", type=int, default=400_000, help="of distillation")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     parent = accuracy(given.run / "05_sft", given.run / "05_sft", given.questions, 1)
     print(f"parent: accuracy {parent:.3f}")
     for name in given.variants:
-        rows = [measure(given.run, given.out, name, s, given.questions) for s in given.seeds]
+        rows = [
+            measure(given.run, given.out, name, seed, given.questions, given.tokens)
+            for seed in given.seeds
+        ]
         for key in rows[0]:
             values = [row[key] for row in rows]
             spread = stdev(values) if len(values) > 1 else 0.0
