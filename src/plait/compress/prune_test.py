@@ -287,7 +287,7 @@ def test_interrupted_writing_leaves_no_child(parent_on_disk, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(prune_module, "check_child", stop)
+        patched.setattr(prune_module, "check_written", stop)
         with pytest.raises(KeyboardInterrupt):
             prune_directory(directory, cut, out, factors)
     assert not out.exists()
