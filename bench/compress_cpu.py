@@ -15,7 +15,6 @@ layer, and the head, on the same rows from memory, with nothing read and nothing
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -79,7 +78,7 @@ def measure(options: argparse.Namespace) -> None:
     settings = ScoreSettings(num_removals=1, depth_rows=DEPTH_ROWS)
     scores = score(parent.path, tokens, parent.path.with_name("scores"), settings)
     scoring_s = time.monotonic() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     costs = [(a + b) / 2 for a, b in zip(before, time_passes(parent, shape), strict=True)]
     widths_s, depth_s = passes_s(costs, scores, options.rows)
     ratio = scoring_s / (widths_s + depth_s)
@@ -97,6 +96,12 @@ def measure(options: argparse.Namespace) -> None:
         "met": ratio <= TARGET and peak <= MEMORY_TARGET,
     }
     print(json.dumps(facts, indent=1))
+
+
+def peak_bytes() -> int:
+    """Return the most bytes that were resident; ru_maxrss would include the parent process's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def time_passes(parent: ModelDirectory, shape: tuple[int, int]) -> list[float]:
