@@ -74,7 +74,7 @@ def write_parent(directory):
             return torch.ones(shape, dtype=torch.bfloat16)
         repeats = -(-shape.numel() // len(noise))
         scale = 1.0 if "embeddings" in name else shape[-1] ** -0.5
-        return (noise * scale).repeat(repeats)[: shape.numel()].view(shape)
+        return (noise * scale).repeat(repeats)[: shape.numel()].view(shape).clone()
 
     with atomic_directory(directory) as partial:
         num_bytes = {name: 2 * shape.numel() for name, shape in shapes.items()}
