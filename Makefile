@@ -31,6 +31,7 @@ test-gpu: setup
 bench: setup
 	$(BIN)/python bench/import.py
 	$(BIN)/python bench/train_cpu.py
+	$(BIN)/python bench/compress_cpu.py
 
 demo: setup
 	$(BIN)/plait run recipes/tiny

@@ -32,6 +32,7 @@ from plait.core.config import Settings
 from plait.core.errors import CheckpointError, ConfigError, DataError
 from plait.core.progress import Progress
 from plait.core.sizes import GIB
+from plait.model.hf_config import CONFIG_FILE
 from plait.model.hf_stream import ModelDirectory
 
 _STREAM = "stream.safetensors"
@@ -51,7 +52,7 @@ class ScoreSettings(Settings):
     """Fewest layers of a kind (M, * or -) that stay; the report keeps 4 of attention."""
     protect_ends: bool = False
     """Never remove the first and the last layer."""
-    tokens_per_forward: int = Field(4096, gt=0)
+    tokens_per_forward: int = Field(2048, gt=0)
     """Tokens that pass through a layer at once; bounds the memory of activations."""
     stream_gib: float = Field(1.0, gt=0)
     """Memory for the residual streams of candidates; more of it reads each layer less often."""
@@ -189,7 +190,10 @@ def _write_tensors(
 def _subject(model: ModelDirectory, tokens: Tensor, settings: ScoreSettings) -> dict[str, Any]:
     """Return what the scores depend on."""
     digest = hashlib.sha256(tokens.cpu().long().numpy().tobytes()).hexdigest()
-    files = [(Path(path).name, *state) for path, *state in file_states(model.files)]
+    files = [
+        (Path(path).name, *state)
+        for path, *state in file_states([model.path / CONFIG_FILE, *model.files])
+    ]
     depth = settings.model_dump(include={"depth_metric", "depth_rows", "keep", "protect_ends"})
     return {
         "parent": [list(file) for file in files],
