@@ -1,6 +1,7 @@
 """What every test shares: one torch thread, no network, the same seed, models to test on."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -48,3 +49,12 @@ def _randomize(draw, name, generator):
     if name.endswith("embeddings.weight"):
         return draw.normal_(0.0, 1.0, generator=generator)
     return draw.normal_(0.0, draw.shape[-1] ** -0.5, generator=generator)
+
+
+@pytest.fixture
+def task_data() -> Path:
+    """Public task data kept beside the repository; tests that want it skip where it is absent."""
+    folder = Path(os.environ.get("PLAIT_TASK_DATA", Path(__file__).parent.parent / "shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"no public task data at {folder}; PLAIT_TASK_DATA names another place")
+    return folder

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from plait.cli.align import VERBS
 from plait.cli.run import STAGES, check_recipe
 from plait.compress.distill_stage import DistillSettings
 from plait.compress.search import candidates
@@ -93,7 +94,7 @@ def test_the_report_s_compression():
     assert sum(p.numel() for p in model.parameters()) == 8_888_227_328
 
 
-def test_tiny_runs_every_kind_of_stage():
-    """The tiny recipe is the whole path, so a stage kind it leaves out is never run in tests."""
+def test_every_kind_of_stage_is_run():
+    """By the tiny recipe, or as a verb of its own, each of which has its test in cli/align_test."""
     tiny = read_recipe(RECIPES[0].parent / "tiny")
-    assert {stage.kind for stage in tiny.stages} == set(STAGES)
+    assert {s.kind for s in tiny.stages} | {verb.__name__ for verb in VERBS} == set(STAGES)

@@ -1,8 +1,9 @@
 """The stage `dpo`: learn from pairs which of two answers is preferred, without a reward model.
 
-Reads `model` and JSONL files of preferences (`prompt, chosen, rejected`). The reference is the
-model as it came in: what it says of every answer is computed once before training, so no second
-model stays in memory. Writes `model/` and `data/refused.txt` if rows were refused.
+Reads `model` and preferences (`prompt, chosen, rejected`) from JSONL files, from an earlier stage
+`pairs`, or both. The reference is the model as it came in: what it says of every answer is computed
+once before training, so no second model stays in memory. Writes `model/` and `data/refused.txt` if
+rows were refused.
 
 The report tunes tool use this way, on pairs of the current model's own successes and failures
 (section 3.2); it gives neither beta nor rates, so the defaults are those of public recipes.
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from plait.align.losses import dpo_losses
 from plait.align.preference import (
@@ -24,7 +25,13 @@ from plait.align.preference import (
     reference_logprobs,
 )
 from plait.align.records import Refusals, read_records
-from plait.align.tune import EpochSettings, load_for_tuning, training_metrics, tune
+from plait.align.tune import (
+    EpochSettings,
+    load_for_tuning,
+    preference_files,
+    training_metrics,
+    tune,
+)
 from plait.core.run_folder import model_directory
 from plait.data.tokenizer import Tokenizer
 from plait.model.lm import HybridLM
@@ -40,12 +47,6 @@ class DpoSettings(EpochSettings):
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an additional loss: negative log-likelihood of the chosen answer, per token."""
 
-    @model_validator(mode="after")
-    def _has_data(self) -> "DpoSettings":
-        if not self.files:
-            raise ValueError("needs data: a list `files`")
-        return self
-
 
 def run(settings: DpoSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
     """Tune `inputs["model"]` on preferences and write the model to `out/model`.
@@ -57,7 +58,7 @@ def run(settings: DpoSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
         model = load_for_tuning(source, settings)
         tokenizer = Tokenizer.from_directory(model_directory(source))
         refusals = Refusals(settings.strict)
-        records = read_records(settings.files_read(), refusals)
+        records = read_records(preference_files(settings, inputs), refusals)
         data = build_pairs(records, tokenizer, settings.tokens_per_batch, refusals)
         refusals.report(out / "data" / "refused.txt")
         reference = reference_logprobs(model, data.pairs, settings.tokens_per_batch)

@@ -9,82 +9,56 @@ The report uses this for instruction following (rule verifier) and for human pre
 model; rollouts with and without a trace; section 3.2). It gives no sizes or rates.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
-from plait.align.chains import ChainSettings, held_out_questions, train_questions
+from plait.align.chains import held_out_questions, train_questions
 from plait.align.grpo import PolicySettings, RolloutBatches, policy_loss
+from plait.align.judge import judge_of
 from plait.align.records import Refusals, existing_files, read_records
-from plait.align.reward import load_reward_model
 from plait.align.rollout import (
-    Asked,
     Judge,
     Prompt,
+    RolloutSettings,
     build_prompts,
     sample_groups,
-    verifier_judge,
 )
-from plait.align.sft import sample_of
 from plait.align.tune import TuneSettings, load_for_tuning, training_metrics, tune
-from plait.align.verify import Outcome, VerifierPool
+from plait.align.verify import VerifierPool
 from plait.core.errors import ConfigError
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
-from plait.data.pack import pack
 from plait.data.tokenizer import Tokenizer
 from plait.engine.engine import Engine
-from plait.engine.request import SamplingParams
 from plait.model.lm import HybridLM
 from plait.train import parallel
 from plait.train.fit import load_masters, session
 from plait.train.precision import set_precision
 
 PositiveInt = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-SCORED_AT_ONCE = 16
 
 
-class GrpoSettings(TuneSettings):
+class GrpoSettings(TuneSettings, RolloutSettings):
     """Settings of the stage `grpo`; files hold prompts with verifier and reference."""
 
-    chains: ChainSettings | None = None
-    """Generated prompts to learn from; its held-out ones are tested."""
     test_files: tuple[str, ...] = ()
-    """Held-out prompts, answered at start, end and every `evaluate_every_steps`."""
+    """Held-out prompts, answered at start, end and every `evaluate_every_steps`; those of `chains`
+    come on top."""
     num_steps: PositiveInt = 100
     """Optimizer steps."""
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """Answers to each prompt."""
     prompts_per_batch: PositiveInt = 8
     """Prompts of a micro-batch; `accumulation` micro-batches make a step."""
     steps_per_round: PositiveInt = 1
     """Steps made from one round of sampling; 1 is on-policy."""
     keep_rounds: PositiveInt = 200
     """Newest files of rollouts kept; a run stopped in mid-round goes on from one."""
-    max_prompt_tokens: PositiveInt = 2048
-    """Longer prompts are refused."""
-    max_tokens: PositiveInt = 512
-    """Longest answer, trace included."""
-    thinking_share: Share = 0.5
-    """Share of prompts asked with thinking on; which ones changes from round to round."""
-    max_thinking_tokens: int | None = None
-    """Thinking budget of rollouts; tokens it forces are not learnt from."""
     policy: PolicySettings = PolicySettings()
     """The objective."""
-    verify_timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """Longest a verifier may take for one answer."""
-    verify_workers: PositiveInt = 1
-    """Processes that verify."""
-    max_num_seqs: PositiveInt = 64
-    """Answers generated at once."""
 
     @model_validator(mode="after")
     def _has_data(self) -> "GrpoSettings":
@@ -95,13 +69,6 @@ class GrpoSettings(TuneSettings):
     def files_read(self) -> list[Path]:
         """Return the user's files."""
         return existing_files([*self.files, *self.test_files])
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """How answers are drawn: from the policy as it is, nothing filtered."""
-        return SamplingParams(
-            max_tokens=self.max_tokens, max_thinking_tokens=self.max_thinking_tokens
-        )
 
 
 def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
@@ -117,9 +84,9 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
             raise ConfigError("the stage `grpo` runs on one process; start it without torchrun")
         model = load_for_tuning(source, settings)
         tokenizer = Tokenizer.from_directory(model_directory(source))
-        engine = Engine(model, tokenizer, max_num_seqs=settings.max_num_seqs)
+        engine = settings.engine(model, tokenizer)
         verified = "reward" not in inputs
-        judge = verifier_judge(pool) if verified else model_judge(inputs["reward"])
+        judge = judge_of(inputs, pool)
         refusals = Refusals(settings.strict)
         prompts, tests = _prompts(settings, tokenizer, refusals, verified)
         refusals.report(out / "data" / "refused.txt")
@@ -186,15 +153,12 @@ class _Sampler:
         size = settings.accumulation * settings.steps_per_round * settings.prompts_per_batch
         chosen = self._prompts_from(number * size, size)
 
-        def thinking(prompt: Prompt) -> bool:
-            return mix_seed(seed, "thinking", prompt.id) / 2**63 < settings.thinking_share
-
         return sample_groups(
             self._engine,
             chosen,
             settings.group_size,
             settings.sampling,
-            thinking,
+            partial(settings.thinks, seed),
             self._judge,
             seed,
         )
@@ -234,27 +198,3 @@ class _Sampler:
                 orders[epoch] = generator.permutation(len(self._prompts))
             chosen.append(self._prompts[orders[epoch][place]])
         return chosen
-
-
-def model_judge(source: Path) -> Judge:
-    """Return a judge that is a reward model; it sees answers without trace, as preferences do."""
-    reward_model = load_reward_model(source, parallel.device())
-    tokenizer = Tokenizer.from_directory(model_directory(source))
-
-    @torch.no_grad()
-    def judge(asked: Sequence[Asked]) -> list[Outcome]:
-        samples = []
-        for prompt, completion in asked:
-            turn = {"role": "assistant", "content": completion.content}
-            samples.append(sample_of([*prompt.messages, turn], prompt.tools, tokenizer))
-        scores: list[float] = []
-        for start in range(0, len(samples), SCORED_AT_ONCE):
-            scores += reward_model(pack(samples[start : start + SCORED_AT_ONCE])).tolist()
-        return [
-            Outcome(score, "reward model")
-            if math.isfinite(score)
-            else Outcome(None, f"the reward model gives {score}")
-            for score in scores
-        ]
-
-    return judge

@@ -187,13 +187,13 @@ def settings(tmp_path, *, num_steps=4, **changes):
     return GrpoSettings.parse(table | changes, "recipe")
 
 
-def by_ids(pool):
+def by_ids(inputs, pool):
     """Instead of verifiers: a reward that an untrained model varies."""
     return lambda asked: [Outcome(float(sum(c.token_ids) % 7), "") for _, c in asked]
 
 
 def test_a_run_killed_in_mid_round_resumes_to_the_same_model(base_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpo_stage, "verifier_judge", by_ids)
+    monkeypatch.setattr(grpo_stage, "judge_of", by_ids)
     chosen = settings(tmp_path)
     metrics = run(chosen, {"model": base_model}, tmp_path / "whole")
     assert metrics["steps"] == 4
@@ -225,7 +225,14 @@ def test_a_run_killed_in_mid_round_resumes_to_the_same_model(base_model, tmp_pat
 
 def test_a_run_survives_a_verifier_that_crashes_on_one_prompt(base_model, tmp_path, monkeypatch):
     monkeypatch.setitem(VERIFIERS, "odd", operator.index)  # takes no three arguments
-    chosen = settings(tmp_path, num_steps=1, prompts_per_batch=4, accumulation=1, steps_per_round=1)
+    chosen = settings(
+        tmp_path,
+        num_steps=1,
+        prompts_per_batch=4,
+        accumulation=1,
+        steps_per_round=1,
+        lora={"rank": 2},
+    )
     file = tmp_path / "prompts.jsonl"
     first, *rest = file.read_text().splitlines()
     file.write_text("\n".join([first.replace('"number"', '"odd"'), *rest]))

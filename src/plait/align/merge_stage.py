@@ -10,9 +10,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from plait.align.judge import verifier_judge
 from plait.align.merge import best, merge, sweep
 from plait.align.records import Refusals, existing_files, read_records
-from plait.align.rollout import Prompt, build_prompts, sample_groups, verifier_judge
+from plait.align.rollout import Prompt, build_prompts, sample_groups
 from plait.align.verify import VerifierPool
 from plait.core.artifact import write_json
 from plait.core.config import Settings

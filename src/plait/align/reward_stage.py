@@ -1,8 +1,9 @@
 """The stage `reward`: a model of which answers people prefer (Bradley-Terry).
 
-Reads `model` and JSONL files of preferences; the share `held_out_share` of the pairs is not learnt
-from but measures accuracy, margin and mean reward along the way. Writes `model/` with its head (see
-`reward`), which the stage `grpo` takes as its input `reward`.
+Reads `model` and preferences from JSONL files, from an earlier stage `pairs`, or both; the share
+`held_out_share` of the pairs is not learnt from but measures accuracy, margin and mean reward along
+the way. Writes `model/` with its head (see `reward`), which `grpo` and `pairs` take as their input
+`reward`.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import Field, model_validator
 from plait.align.preference import Pair, PairBatches, build_pairs, pack_pairs
 from plait.align.records import Refusals, read_records
 from plait.align.reward import RewardModel, pair_figures, reward_loss, save_reward_model
-from plait.align.tune import EpochSettings, training_metrics
+from plait.align.tune import EpochSettings, preference_files, training_metrics
 from plait.core.errors import ConfigError
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
@@ -33,9 +34,7 @@ class RewardSettings(EpochSettings):
     """Share of pairs kept for measuring; which ones depends on seed and row alone."""
 
     @model_validator(mode="after")
-    def _has_data(self) -> "RewardSettings":
-        if not self.files:
-            raise ValueError("needs data: a list `files`")
+    def _check(self) -> "RewardSettings":
         if self.lora is not None:
             raise ValueError("lora: a reward model trains all weights; leave `lora` out")
         return self
@@ -54,7 +53,7 @@ def run(settings: RewardSettings, inputs: dict[str, Path], out: Path) -> dict[st
         model = RewardModel(set_precision(load_masters(source), settings.precision))
         tokenizer = Tokenizer.from_directory(model_directory(source))
         refusals = Refusals(settings.strict)
-        records = read_records(settings.files_read(), refusals)
+        records = read_records(preference_files(settings, inputs), refusals)
         data = build_pairs(records, tokenizer, settings.tokens_per_batch, refusals)
         refusals.report(out / "data" / "refused.txt")
         learnt, held_out = split_pairs(data.pairs, settings.held_out_share, settings.seed)

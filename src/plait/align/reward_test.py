@@ -26,7 +26,7 @@ def preferences(number):
 def trained(base_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward")
     file = folder / "pairs.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in preferences(60)))
+    file.write_text("".join(json.dumps(record) + "\n" for record in preferences(40)))
     table = {"files": [str(file)], "tokens_per_batch": 600, "num_epochs": 3, "num_threads": 1}
     table |= {"learning_rate": 1e-2, "held_out_share": 0.2, "checkpoint_every_steps": 4}
     settings = RewardSettings.parse(table, "recipe")

@@ -8,20 +8,65 @@ their log-probabilities still differ is measured on every step (see `grpo_stage`
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import Field
 from torch.nn.utils import parametrize
 
+from plait.align.chains import ChainSettings
 from plait.align.records import Message, Record, Refusals, prompt_messages
-from plait.align.verify import VERIFIERS, Job, Outcome, VerifierPool
+from plait.align.verify import VERIFIERS, Outcome
 from plait.core.artifact import write_atomic
-from plait.core.config import nearest
+from plait.core.config import Settings, nearest
 from plait.core.errors import DataError, RequestError
 from plait.core.progress import track
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
 from plait.engine.engine import Engine
 from plait.engine.request import Completion, SamplingParams
+from plait.model.lm import HybridLM
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class RolloutSettings(Settings):
+    """How answers are sampled and judged."""
+
+    chains: ChainSettings | None = None
+    """Generated prompts, besides those of `files`."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Answers to each prompt."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Longer prompts are refused."""
+    max_tokens: PositiveInt = 512
+    """Longest answer, trace included."""
+    thinking_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of prompts asked with thinking on; which ones changes from round to round."""
+    max_thinking_tokens: int | None = None
+    """Thinking budget; tokens it forces are not learnt from."""
+    verify_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Longest a verifier may take for one answer."""
+    verify_workers: PositiveInt = 1
+    """Processes that verify."""
+    max_num_seqs: PositiveInt = 64
+    """Answers generated at once."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How answers are drawn: from the policy as it is, nothing filtered."""
+        return SamplingParams(
+            max_tokens=self.max_tokens, max_thinking_tokens=self.max_thinking_tokens
+        )
+
+    def engine(self, model: HybridLM, tokenizer: Tokenizer) -> Engine:
+        """Return an engine that shares the model's weights and has room for these answers."""
+        room = self.max_prompt_tokens + self.max_tokens
+        max_context = min(room, model.spec.max_position_embeddings)
+        return Engine(model, tokenizer, max_num_seqs=self.max_num_seqs, max_context=max_context)
+
+    def thinks(self, seed: int, prompt: "Prompt") -> bool:
+        """Say whether a prompt is asked with thinking on, in the round of this seed."""
+        return mix_seed(seed, "thinking", prompt.id) / 2**63 < self.thinking_share
 
 
 class Prompt(NamedTuple):
@@ -46,7 +91,9 @@ class Rollout(NamedTuple):
     logprobs: list[float]
     """Of the policy that sampled; 0 for forced tokens."""
     forced: list[bool]
-    """Tokens that the thinking budget fed; nobody chose them, so nothing is learnt from them."""
+    """Tokens that the policy did not choose, so nothing is learnt from them: those that the
+    thinking budget fed, and the responses of tools."""
+    reasoning: str | None
     content: str
     finish_reason: str
     reward: float | None
@@ -114,7 +161,9 @@ def sample_groups(
     """
     asked = [(prompt, thinking(prompt)) for prompt in prompts for _ in range(group_size)]
     ids = {
-        place: engine.encode(prompt.messages, tools=prompt.tools, enable_thinking=thinks)
+        place: engine.tokenizer.encode_conversation(
+            prompt.messages, tools=prompt.tools, enable_thinking=thinks
+        )
         for place, (prompt, thinks) in enumerate(asked)
         if place % group_size == 0
     }
@@ -141,30 +190,12 @@ def _rollout(prompt: Prompt, thinks: bool, completion: Completion, outcome: Outc
         completion.token_ids,
         completion.logprobs or [],
         completion.forced,
+        completion.reasoning,
         completion.content,
         completion.finish_reason,
         outcome.value,
         outcome.reason,
     )
-
-
-def verifier_judge(pool: VerifierPool) -> Judge:
-    """Return a judge that asks each prompt's verifier."""
-
-    def judge(asked: Sequence[Asked]) -> list[Outcome]:
-        return pool.grade(
-            [
-                Job(
-                    VERIFIERS[prompt.verifier],
-                    str(prompt.messages[-1].get("content", "")),
-                    prompt.reference,
-                    completion.content,
-                )
-                for prompt, completion in asked
-            ]
-        )
-
-    return judge
 
 
 def write_groups(file: Path, groups: Sequence[Sequence[Rollout]]) -> None:

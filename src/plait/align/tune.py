@@ -1,5 +1,6 @@
 """What all stages that tune a trained model share: settings, loading, adapters, writing."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ from pydantic import Field
 
 from plait.align.lora import LoraSettings, add_lora, merged_state
 from plait.align.records import existing_files
+from plait.core.errors import ConfigError
 from plait.core.run_folder import model_directory
 from plait.model.lm import HybridLM
 from plait.train.fit import fit, load_masters
@@ -21,6 +23,9 @@ from plait.train.loop import (
 )
 from plait.train.precision import Precision, set_precision
 from plait.train.schedule import Schedule
+
+PAIRS_FILE = "pairs.jsonl"
+"""What the stage `pairs` writes."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -76,6 +81,19 @@ class EpochSettings(TuneSettings):
     def schedule(self, num_batches: int) -> Schedule:
         """Return the schedule of a run over `num_batches` micro-batches per epoch."""
         return self.schedule_of(max(1, round(num_batches * self.num_epochs / self.accumulation)))
+
+
+def preference_files(settings: TuneSettings, inputs: Mapping[str, Path]) -> list[Path]:
+    """Return the user's files of preferences, and that of an earlier stage `pairs`.
+
+    Raises: ConfigError if there is none.
+    """
+    files = settings.files_read()
+    if "pairs" in inputs:
+        files.append(inputs["pairs"] / PAIRS_FILE)
+    if not files:
+        raise ConfigError("needs data: a list `files`, or an earlier stage as the input `pairs`")
+    return files
 
 
 def load_for_tuning(source: Path, settings: TuneSettings) -> HybridLM:

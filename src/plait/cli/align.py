@@ -1,4 +1,4 @@
-"""`plait sft | dpo | reward | grpo | merge`: one stage alone, on a user's checkpoint and data.
+"""`plait sft | pairs | dpo | reward | grpo | merge`: a stage alone, on a user's model and data.
 
 Each verb is the stage of the same name as `plait run` runs it, in a folder of the user's choice: it
 is skipped when finished and unchanged, resumed when interrupted, and has the same settings.
@@ -19,27 +19,40 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set one key of the stage."),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad row.")]
+Judge = Annotated[str | None, typer.Option(help="Reward model that judges instead of verifiers.")]
 
 
 def sft(
     model: Model, data: Data, out: Out, overrides: Overrides = None, strict: Strict = False
 ) -> None:
     """Fine-tune on conversations: {"messages": [...], "tools": [...]}."""
-    run_alone("sft", {"model": model}, {"files": data, "strict": strict}, out, overrides)
+    run_alone("sft", {"model": model}, table_of(data, strict), out, overrides)
+
+
+def pairs(
+    model: Model,
+    data: Data,
+    out: Out,
+    overrides: Overrides = None,
+    strict: Strict = False,
+    reward_model: Judge = None,
+) -> None:
+    """Pair a model's better with its worse answers, for on-policy DPO: OUT/pairs.jsonl."""
+    run_alone("pairs", judged(model, reward_model), table_of(data, strict), out, overrides)
 
 
 def dpo(
     model: Model, data: Data, out: Out, overrides: Overrides = None, strict: Strict = False
 ) -> None:
     """Learn which answer is preferred: {"prompt": ..., "chosen": ..., "rejected": ...}."""
-    run_alone("dpo", {"model": model}, {"files": data, "strict": strict}, out, overrides)
+    run_alone("dpo", {"model": model}, table_of(data, strict), out, overrides)
 
 
 def reward(
     model: Model, data: Data, out: Out, overrides: Overrides = None, strict: Strict = False
 ) -> None:
     """Train a reward model on {"prompt": ..., "chosen": ..., "rejected": ...}."""
-    run_alone("reward", {"model": model}, {"files": data, "strict": strict}, out, overrides)
+    run_alone("reward", {"model": model}, table_of(data, strict), out, overrides)
 
 
 def grpo(
@@ -48,13 +61,10 @@ def grpo(
     out: Out,
     overrides: Overrides = None,
     strict: Strict = False,
-    reward_model: Annotated[
-        str | None, typer.Option(help="Reward model that judges instead of verifiers.")
-    ] = None,
+    reward_model: Judge = None,
 ) -> None:
     """Reinforce rewarded answers to {"prompt": ..., "verifier": ..., "reference": ...}."""
-    inputs = {"model": model} | ({"reward": reward_model} if reward_model else {})
-    run_alone("grpo", inputs, {"files": data, "strict": strict}, out, overrides)
+    run_alone("grpo", judged(model, reward_model), table_of(data, strict), out, overrides)
 
 
 def merge(
@@ -70,7 +80,17 @@ def merge(
     run_alone("merge", {"model": model, "other": other}, {"files": data or []}, out, overrides)
 
 
-VERBS = (sft, dpo, reward, grpo, merge)
+VERBS = (sft, pairs, dpo, reward, grpo, merge)
+
+
+def table_of(data: list[str], strict: bool) -> dict[str, Any]:
+    """Return the settings that arguments stand for."""
+    return {"files": data, "strict": strict}
+
+
+def judged(model: str, reward_model: str | None) -> dict[str, str]:
+    """Return the inputs of a stage that judges answers."""
+    return {"model": model} | ({"reward": reward_model} if reward_model else {})
 
 
 def run_alone(
@@ -103,7 +123,8 @@ def run_alone(
         folder = run_stage(stage, out.parent, {})
     for name, value in read_manifest(folder)["metrics"].items():
         typer.echo(f"  {name:<28}{value:,.4g}")
-    if kind == "reward":
-        typer.echo(f"next:    plait grpo MODEL PROMPTS --reward-model {folder} --out DIR")
-    else:
-        typer.echo(f"next:    plait chat {folder}")
+    following = {
+        "reward": f"plait grpo MODEL PROMPTS --reward-model {folder} --out DIR",
+        "pairs": f"plait dpo {inputs['model']} {folder / 'pairs.jsonl'} --out DIR",
+    }
+    typer.echo(f"next:    {following.get(kind, f'plait chat {folder}')}")

@@ -100,6 +100,24 @@ def test_grpo_by_a_verifier_and_by_a_reward_model(model, tmp_path):
     assert moved(model, tmp_path / "rl" / "model")
 
 
+def test_pairs(model, tmp_path):
+    rows = [{"prompt": f"Add {n}.", "verifier": "number", "reference": f"{n}"} for n in range(3)]
+    data = write(tmp_path / "prompts.jsonl", *rows)
+    options = ("--set", "max_tokens=4", "--set", "group_size=2", "--set", "num_threads=1")
+    # An untrained model is always wrong, and says so.
+    with pytest.raises(DataError, match="none of 3 prompts has a better and a worse answer"):
+        plait("pairs", model, data, "--out", tmp_path / "out", *options)
+    # A reward model prefers something.
+    judge = tmp_path / "judge"
+    talk = [{"prompt": f"{n}?", "chosen": f"{n}", "rejected": "no"} for n in range(4)]
+    plait("reward", model, write(tmp_path / "pairs.jsonl", *talk), "--out", judge, *QUICK)
+    with pytest.raises(DataError, match=r"\(6 of 6 answers were cut off"):
+        plait("pairs", model, data, "--out", tmp_path / "rm", "--reward-model", judge, *options)
+    lines = (tmp_path / "rm" / "rollouts.jsonl").read_text().splitlines()
+    rewards = {json.loads(line)["reward"] for line in lines}
+    assert len(rewards) > 1
+
+
 def test_merge(model, tmp_path):
     other = tmp_path / "other"
     save(

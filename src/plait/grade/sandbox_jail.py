@@ -1,0 +1,123 @@
+"""Runs inside the sandbox before the program: builds file system and limits, lets go of rights.
+
+Started as `python -I -S sandbox_jail.py PLAN` in namespaces that `unshare` or bubblewrap made (see
+`plait.grade.sandbox`), so it imports nothing of plait. Any failure raises, and the program is not
+run. Constants are Linux's own.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import sys
+
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_MOVE, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 8192, 16384, 1 << 18
+_SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _CAPABILITY_VERSION = 24, 38, 0x20080522
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    """Carry out the plan in `argv[1]` and become the program."""
+    plan = json.loads(sys.argv[1])
+    if plan["kind"] == "unshare":
+        _change_root(plan)
+    # Without a process namespace the limit would count everything else the user runs.
+    _limit(plan["limits"], processes=plan["kind"] != "none")
+    if plan["kind"] == "unshare":
+        _drop_rights(plan["user"])
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    job = plan["job"] if plan["kind"] == "none" else "/job"
+    if plan["kind"] != "none":
+        os.chdir("/tmp")
+    os.execv(sys.executable, [sys.executable, "-I", "-B", f"{job}/main.py"])
+
+
+def _change_root(plan: dict) -> None:
+    """Enter a file system of what is shown, all of it read-only, with an empty /tmp."""
+    root = plan["root"]
+    os.umask(0o022)
+    _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
+    _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    for path in plan["shown"]:
+        _show(path, root + path)
+    _show(plan["job"], root + "/job")
+    _show("/proc", root + "/proc")
+    os.mkdir(root + "/tmp")
+    os.chdir(root)
+    _mount(root, "/", flags=_MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    _make_read_only("/")
+    options = f"size={plan['tmp_bytes']},mode=1777"
+    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+
+
+def _show(path: str, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.islink(path):
+        os.symlink(os.readlink(path), target)
+        return
+    if os.path.isdir(path):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    _mount(path, target, flags=_MS_BIND | _MS_REC)
+
+
+def _make_read_only(path: str) -> None:
+    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY, 0, 0, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    _check(
+        _libc.syscall(
+            ctypes.c_long(_SYS_MOUNT_SETATTR),
+            ctypes.c_int(_AT_FDCWD),
+            path.encode(),
+            ctypes.c_uint(_AT_RECURSIVE),
+            attributes,
+            size,
+        )
+    )
+
+
+def _limit(limits: dict, processes: bool) -> None:
+    wanted = {
+        resource.RLIMIT_CPU: limits["cpu_s"],
+        resource.RLIMIT_AS: limits["memory_bytes"],
+        resource.RLIMIT_FSIZE: limits["file_bytes"],
+        resource.RLIMIT_NOFILE: limits["num_files"],
+        resource.RLIMIT_CORE: 0,
+    }
+    if processes:
+        wanted[resource.RLIMIT_NPROC] = limits["num_processes"]
+    for name, value in wanted.items():
+        resource.setrlimit(name, (value, value))
+
+
+def _drop_rights(user: int | None) -> None:
+    """Give up every capability for good; root also gives up being root."""
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        last = int(file.read())
+    for capability in range(last + 1):
+        _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+    if user is not None:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()))
+
+
+def _mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    arguments = (source.encode(), target.encode(), kind.encode() or None)
+    _check(_libc.mount(*arguments, ctypes.c_ulong(flags), options.encode() or None), target)
+
+
+def _check(result: int, what: str = "") -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what or None)
+
+
+if __name__ == "__main__":
+    main()
