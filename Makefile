@@ -37,6 +37,7 @@ bench: setup
 	$(BIN)/python bench/import.py
 	$(BIN)/python bench/train_cpu.py
 	$(BIN)/python bench/serve_http.py
+	$(BIN)/python bench/compress_cpu.py
 
 demo: setup
 	$(BIN)/plait run recipes/tiny

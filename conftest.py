@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread, no network, the same seed."""
+"""What every test shares: one torch thread, no network, the same seed, models to test on."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,41 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _same_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def random_model():
+    """Build models whose every parameter is random: initial values (D = 1) hide mistakes."""
+
+    def build(spec, dtype=torch.float64, seed=0):
+        from plait.model.lm import HybridLM
+
+        model = HybridLM(spec, dtype=dtype)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                draw = torch.empty(weight.shape, dtype=torch.float64)
+                weight.copy_(_randomize(draw, name, generator))
+        return model
+
+    return build
+
+
+def _randomize(draw, name, generator):
+    if name.endswith("A_log"):
+        return draw.uniform_(0.0, 2.5, generator=generator)
+    if name.endswith("dt_bias"):
+        # dt from 1e-4 to 0.7
+        return draw.uniform_(-9.0, 0.0, generator=generator)
+    if name.endswith(("norm.weight", "norm_f.weight", ".D")):
+        return draw.normal_(1.0, 0.3, generator=generator)
+    if name.endswith("conv1d.weight"):
+        return draw.normal_(0.0, 0.5, generator=generator)
+    if name.endswith("bias"):
+        return draw.normal_(0.0, 0.2, generator=generator)
+    if name.endswith("embeddings.weight"):
+        return draw.normal_(0.0, 1.0, generator=generator)
+    return draw.normal_(0.0, draw.shape[-1] ** -0.5, generator=generator)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from mini_recipe import ARGUMENTS, RECIPE
 from plait.core.run_folder import read_manifest
 
 PLAIT = str(Path(sys.executable).with_name("plait"))
-STAGES = ["01_curate", "02_tokenizer", "03_blend", "04_pretrain", "05_sft", "06_eval"]
+STAGES = ["01_curate", "02_tokenizer", "03_blend", "04_pretrain", "05_sft"]
+STAGES += ["06_compress", "07_distill", "08_eval", "09_eval_child"]
 
 
 def test_every_stage_finishes(run_directory):
@@ -27,6 +28,7 @@ def test_summary_has_the_promised_keys(run_directory):
     summary = json.loads((run_directory / "summary.json").read_text())
     promised = ["eval.accuracy.think", "eval.accuracy.no_think", "eval.accuracy.budget_0"]
     promised += ["eval.accuracy.budget_8", "eval.well_formed", "eval.bits_per_byte.english"]
+    promised += ["compress.parameters", "compress.kl", "eval_child.accuracy.think"]
     promised += ["eval.bits_per_byte.code", "run.wall_s", "run.peak_memory_gib"]
     assert set(promised) <= set(summary)
     assert all(isinstance(value, float | int) for value in summary.values())

@@ -15,14 +15,15 @@ from plait.model.spec import PRESETS, ModelSpec
 
 def show(name: str) -> None:
     """Print shape, counts and memory of a preset, model directory, run folder or hub id."""
-    spec = _spec(name)
+    spec = spec_of(name)
     table = Table(title=name, show_header=False)
     for row in describe(spec):
         table.add_row(*row)
     Console().print(table)
 
 
-def _spec(name: str) -> ModelSpec:
+def spec_of(name: str) -> ModelSpec:
+    """Return the shape of a preset, model directory, run folder or hub id."""
     if name in PRESETS:
         return ModelSpec.preset(name)
     path = Path(name)

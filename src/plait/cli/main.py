@@ -112,6 +112,50 @@ def info(
 
 
 @app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="Model directory, run folder or hub id.")],
+    memory: Annotated[str | None, typer.Option(help="Budget, for instance 19.66GiB.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of the longest sequence.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences of that length at once.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the child.")] = None,
+    conversations: Annotated[
+        Path | None, typer.Option(help="Text to measure on: JSONL, or a run folder with it.")
+    ] = None,
+    blend: Annotated[Path | None, typer.Option(help="Text to measure on: a blend.")] = None,
+    keep_attention: Annotated[
+        int | None, typer.Option(help="Fewest attention layers that stay.")
+    ] = None,
+    align: Annotated[
+        int | None, typer.Option(help="What widths are multiples of: 128 for FP8 by blocks.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Candidates that are healed.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML with any setting of the stage `compress`.")
+    ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="List what fits; needs only a config or a preset.")
+    ] = False,
+    show: Annotated[int, typer.Option(help="Rows of that list; 0 for all.")] = 20,
+) -> None:
+    """Cut a model down to a memory budget and write the child, ready to be distilled."""
+    from plait.cli import compress as verb
+
+    given = {
+        "memory": memory,
+        "workload.context_tokens": context,
+        "workload.batch": batch,
+        "ranges.keep_attention": keep_attention,
+        "ranges.align": align,
+        "top_k": top_k,
+    }
+    resolved = verb.settings_of(settings, given)
+    if dry:
+        verb.dry_run(model, resolved, show)
+    else:
+        verb.run(model, resolved, {"conversations": conversations, "blend": blend}, out)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A recipe's run folder, for instance runs/tiny.")],
 ) -> None:

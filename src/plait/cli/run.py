@@ -45,12 +45,21 @@ STAGES = {
         "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
     ),
     "sft": StageKind("plait.align.sft_stage", "SftSettings", ("model",)),
+    "compress": StageKind(
+        "plait.cli.compress_stage", "CompressSettings", ("model",), ("conversations", "blend")
+    ),
+    "distill": StageKind(
+        "plait.cli.distill",
+        "DistillSettings",
+        ("student", "teacher"),
+        ("conversations", "blend"),
+    ),
     "pairs": StageKind("plait.align.pairs_stage", "PairsSettings", ("model",), ("reward",)),
     "dpo": StageKind("plait.align.dpo_stage", "DpoSettings", ("model",), ("pairs",)),
     "reward": StageKind("plait.align.reward_stage", "RewardSettings", ("model",), ("pairs",)),
     "grpo": StageKind("plait.align.grpo_stage", "GrpoSettings", ("model",), ("reward",)),
     "merge": StageKind("plait.align.merge_stage", "MergeSettings", ("model", "other")),
-    "eval": StageKind("plait.eval.stage", "EvalSettings", ("model", "pretrain")),
+    "eval": StageKind("plait.eval.stage", "EvalSettings", ("model", "pretrain"), ("questions",)),
 }
 
 
@@ -137,7 +146,7 @@ def finish(run_directory: Path, folders: dict[str, Path]) -> None:
         typer.echo(f"next:    plait chat {models[-1]}")
 
 
-_HEADLINES = re.compile(r"run\..*|eval\.(accuracy\.\w+|well_formed|bits_per_byte\.[\w-]+)")
+_HEADLINES = re.compile(r"run\..*|eval\w*\.(accuracy\.\w+|well_formed|bits_per_byte\.[\w-]+)")
 
 
 def headlines(summary: dict[str, float]) -> list[str]:

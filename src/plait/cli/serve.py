@@ -1,7 +1,6 @@
 """`plait serve`: a model behind OpenAI's API and a chat page."""
 
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import typer
 
 from plait.core.errors import ConfigError
 from plait.core.run_folder import model_directory
+from plait.core.sizes import parse_bytes
 from plait.engine.engine import Engine
 
 KEY_VARIABLE = "PLAIT_API_KEY"
@@ -17,7 +17,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # Below this size one thread is faster than several: the work per operation is too small to share.
 _ONE_THREAD_PARAMETERS = 20_000_000
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|MiB)?", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -58,7 +57,7 @@ def serve(
             dtype=_dtype(dtype),
             max_num_seqs=max_num_seqs,
             max_context=context,
-            memory_bytes=None if memory is None else size_in_bytes(memory),
+            memory_bytes=None if memory is None else parse_bytes(memory),
             prefix_cache=prefix_cache,
         )
         if engine.model.spec.num_parameters < _ONE_THREAD_PARAMETERS:
@@ -85,18 +84,6 @@ def read_api_key(file: Path | None) -> str | None:
     if not key:
         raise ConfigError(f"--api-key-file {file}: the file is empty; write a key into it")
     return key
-
-
-def size_in_bytes(text: str) -> int:
-    """Return the bytes of a size such as 22GiB or 512MiB; a bare number is GiB.
-
-    Raises: ConfigError if it is none.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or not float(match[1]):
-        raise ConfigError(f"--memory {text}: not a size; write for instance 22GiB or 512MiB")
-    unit = 2**20 if (match[2] or "").lower() == "mib" else 2**30
-    return int(float(match[1]) * unit)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -2,7 +2,7 @@ import socket
 
 import pytest
 
-from plait.cli.serve import KEY_VARIABLE, Address, read_api_key, serve, size_in_bytes
+from plait.cli.serve import KEY_VARIABLE, Address, read_api_key, serve
 from plait.core.errors import CapacityError, CheckpointError, ConfigError
 from plait.model.hf import save
 from plait.serve.conftest import tiny_engine
@@ -40,14 +40,6 @@ def test_what_cannot_be_served_is_said_before_anything_listens(directory, tmp_pa
     (directory / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         start(directory)
-
-
-def test_sizes():
-    assert size_in_bytes("22GiB") == size_in_bytes("22") == 22 * 2**30
-    assert size_in_bytes("512 MiB") == 2**29
-    for wrong in ("0", "-1GiB", "1 GB of memory"):
-        with pytest.raises(ConfigError):
-            size_in_bytes(wrong)
 
 
 def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):

@@ -48,11 +48,15 @@ def open_run_folder(
     settings: dict[str, Any],
     inputs: dict[str, Path],
     files: Iterable[Path] = (),
+    *,
+    keep: bool = False,
 ) -> RunFolder:
     """Make `path` ready for a stage, without touching finished work of the same fingerprint.
 
     `inputs` maps roles to finished run folders, or to any other folder or file; `files` are the
-    user's files that the settings name.
+    user's files that the settings name. A folder that holds other work is moved aside, or refused
+    if `keep`.
+    Raises: ConfigError for a folder that is refused.
     """
     origin = {
         "stage": kind,
@@ -64,6 +68,11 @@ def open_run_folder(
     set_aside = None
     found = _read_json(path / "settings.json")
     if _holds_work(path) and (found is None or found.get("fingerprint") != fingerprint):
+        if keep:
+            raise ConfigError(
+                f"{path}: is not empty and holds no work with these settings and inputs; give a "
+                "new folder"
+            )
         set_aside = _move_aside(path, found)
         if (set_aside / "cache").exists():  # downloads do not depend on settings
             path.mkdir()

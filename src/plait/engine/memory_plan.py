@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 
 from plait.core.errors import CapacityError
+from plait.core.sizes import format_bytes
 from plait.model.count import (
     ServingBytes,
+    gathered_bytes,
     kv_bytes_per_token,
     serving_bytes,
-    size_text,
     state_bytes_per_sequence,
 )
 from plait.model.lm import HybridLM
@@ -69,9 +70,9 @@ class MemoryPlan(NamedTuple):
             (self.num_stored * self.state_bytes, f"{self.num_stored} states kept for reuse"),
             (self.activation_bytes, "activations"),
             (self.fixed_bytes, "fixed: device context, workspaces"),
-            (self.used_bytes, f"of {size_text(self.memory_bytes)} planned"),
+            (self.used_bytes, f"of {format_bytes(self.memory_bytes)} planned"),
         ]
-        lines = [f"{size_text(size):>12}  {text}" for size, text in terms]
+        lines = [f"{format_bytes(size):>12}  {text}" for size, text in terms]
         lines.append(
             f"{self.num_rows} requests at once, {self.max_context:,} tokens each at most; "
             f"{full} of them at full length"
@@ -107,15 +108,18 @@ def plan_memory(
     rows, context = max_num_seqs or 1, max_context or spec.max_position_embeddings
 
     def terms(context: int) -> ServingBytes:
-        return serving_bytes(
+        tokens = -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
+        one = serving_bytes(
             spec,
             1,
-            -(-context // BLOCK_TOKENS) * BLOCK_TOKENS,
+            tokens,
             weights_bytes=weights_bytes,
             bytes_per_value=bytes_per_value,
             ssm_bytes_per_value=ssm_bytes_per_value,
             prefill_tokens=prefill_tokens,
         )
+        gathered = gathered_bytes(spec, tokens, bytes_per_value)
+        return one._replace(activations=one.activations + gathered)
 
     def left(context: int) -> int:
         return memory_bytes - terms(context).total - (rows - 1) * state
@@ -197,10 +201,17 @@ def free_bytes(device: torch.device) -> int:
 def _does_not_fit(memory: int, one: ServingBytes, rows: int, context: int, state: int) -> str:
     states = rows * state
     total = one.total - one.states + states
+    terms = " + ".join(
+        [
+            f"weights {format_bytes(one.weights)}",
+            f"keys and values of one request {format_bytes(one.kv)}",
+            f"states {rows} x {format_bytes(state)} = {format_bytes(states)}",
+            f"activations {format_bytes(one.activations)}",
+            f"fixed {format_bytes(one.fixed)}",
+        ]
+    )
     return (
-        f"the model does not fit in {size_text(memory)} with {rows} request(s) at once and a "
-        f"context of {context:,} tokens: weights {size_text(one.weights)} + keys and values of one "
-        f"request {size_text(one.kv)} + states {rows} x {size_text(state)} = {size_text(states)} + "
-        f"activations {size_text(one.activations)} + fixed {size_text(one.fixed)} = "
-        f"{size_text(total)}; lower max_context or max_num_seqs, or give more memory"
+        f"the model does not fit in {format_bytes(memory)} with {rows} request(s) at once and a "
+        f"context of {context:,} tokens: {terms} = {format_bytes(total)}; "
+        "lower max_context or max_num_seqs, or give more memory"
     )

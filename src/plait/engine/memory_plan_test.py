@@ -1,8 +1,9 @@
 import pytest
 
 from plait.core.errors import CapacityError
+from plait.core.sizes import GIB
 from plait.engine.memory_plan import plan_memory
-from plait.model.count import GIB, serving_bytes
+from plait.model.count import serving_bytes
 from plait.model.spec import ModelSpec
 from plait.model.state import BLOCK_TOKENS
 

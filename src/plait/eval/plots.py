@@ -5,49 +5,14 @@ as variables of the page (`var(--series-1)`), so a figure takes the page's font 
 light to dark. The same numbers give the same bytes.
 """
 
-import io
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from plait.core.errors import PlaitError
+from plait.core.figure import INK, SERIES, colours, draw, legend, to_svg
 
 Numbers = Sequence[int | float]
 
-NUM_SERIES = 8
 MAX_POINTS = 120
-
-# Colours that stand for variables of the page until the SVG is written.
-_INK, _GRID = "#010101", "#020202"
-_SERIES = [f"#0{index}0{index}0a" for index in range(NUM_SERIES)]
-_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
-    colour: f"var(--series-{index + 1})" for index, colour in enumerate(_SERIES)
-}
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 8,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "figure.constrained_layout.use": True,
-}
-_SIZE = (4.3, 2.8)
 
 
 class Curve(NamedTuple):
@@ -68,48 +33,48 @@ def training_curves(
     switches: Numbers = (),
 ) -> str:
     """Draw loss per token (nats) over the learning rate, `switches` (tokens) as vertical lines."""
-    with _figure() as figure:
+    with draw() as figure:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
         bins = _bins(tokens, loss)
         if len(loss) > len(bins.x):
             upper.fill_between(
-                bins.x, bins.low, bins.high, color=_SERIES[0], alpha=0.25, linewidth=0
+                bins.x, bins.low, bins.high, color=SERIES[0], alpha=0.25, linewidth=0
             )
-        upper.plot(bins.x, bins.mean, color=_SERIES[0])
+        upper.plot(bins.x, bins.mean, color=SERIES[0])
         upper.set_ylabel("loss, nats per token")
-        lower.plot(bins.x, _bins(tokens, rate).mean, color=_SERIES[1])
+        lower.plot(bins.x, _bins(tokens, rate).mean, color=SERIES[1])
         lower.set_ylim(0, max(rate) * 1.1 or 1)
         lower.set_ylabel("rate")
         lower.set_xlabel("tokens")
         for axes in (upper, lower):
             for switch in switches:
-                axes.axvline(switch, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
+                axes.axvline(switch, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
         if switches:
             _note_switches(upper, switches, tokens[-1])
         _count_axis(lower.xaxis)
-        return _svg(figure, name)
+        return to_svg(figure, name)
 
 
 def curves_over_tokens(name: str, tokens: Numbers, curves: Sequence[Curve], label: str) -> str:
     """Draw one line per curve over training tokens."""
-    with _figure() as figure:
+    with draw() as figure:
         axes = figure.subplots()
-        for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+        for curve, colour in zip(curves, colours(len(curves)), strict=True):
             axes.plot(
                 tokens, curve.values, color=colour, label=curve.name, marker="o", markersize=2.5
             )
         axes.set_xlabel("tokens")
         axes.set_ylabel(label)
         _count_axis(axes.xaxis)
-        _legend(figure, axes)
-        return _svg(figure, name)
+        legend(figure, axes)
+        return to_svg(figure, name)
 
 
 def curves_over_budget(
     name: str, budgets: Sequence[str], curves: Sequence[Curve], label: str
 ) -> str:
     """Draw shares in [0, 1] over thinking budgets; errors as bars."""
-    with _figure() as figure:
+    with draw() as figure:
         axes = figure.subplots()
         for curve, style in zip(curves, _line_styles(curves), strict=True):
             axes.errorbar(
@@ -125,19 +90,19 @@ def curves_over_budget(
         axes.set_xlabel("thinking budget, tokens")
         axes.set_ylim(-0.03, 1.04)
         axes.set_ylabel(label)
-        _legend(figure, axes)
-        return _svg(figure, name)
+        legend(figure, axes)
+        return to_svg(figure, name)
 
 
 def stacked_bars(
     name: str, rows: Sequence[str], parts: Sequence[Curve], label: str, *, share: bool = False
 ) -> str:
     """Draw one horizontal bar per row, made of parts; as shares of the row's sum if `share`."""
-    with _figure(height=max(1.6, 0.28 * len(rows) + 1.2)) as figure:
+    with draw(height=max(1.6, 0.28 * len(rows) + 1.2)) as figure:
         axes = figure.subplots()
         sums = [sum(part.values[row] for part in parts) or 1.0 for row in range(len(rows))]
         left = [0.0] * len(rows)
-        for part, colour in zip(parts, _colours(len(parts)), strict=True):
+        for part, colour in zip(parts, colours(len(parts)), strict=True):
             scale = sums if share else [1.0] * len(rows)
             widths = [value / total for value, total in zip(part.values, scale, strict=True)]
             axes.barh(
@@ -152,8 +117,8 @@ def stacked_bars(
         if share:
             axes.set_xlim(0, 1)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        _legend(figure, axes)
-        return _svg(figure, name)
+        legend(figure, axes)
+        return to_svg(figure, name)
 
 
 class _Bins(NamedTuple):
@@ -175,60 +140,17 @@ def _bins(x: Numbers, y: Numbers) -> _Bins:
     )
 
 
-@contextmanager
-def _figure(height: float = _SIZE[1]) -> Iterator[Any]:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PlaitError(
-            "the report's figures need matplotlib: install it with pip install 'plait[eval]'"
-        ) from None
-    with rc_context(_STYLE):
-        yield Figure(figsize=(_SIZE[0], height))
-
-
-def _svg(figure: Any, name: str) -> str:
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # Text is drawn by the reader's browser, so what matplotlib's own font lacks is no matter.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    tag, body = text[text.index("<svg") :].split(">", 1)
-    # The page sets the size.
-    text = re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + body
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    # Several figures share one page, so their ids must differ.
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-
-
 def _line_styles(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     styles: list[dict[str, Any]] = []
-    colours = iter(_colours(len(curves)))
+    part_colours = iter(colours(len(curves)))
     for curve in curves:
         if curve.role == "reference":
-            styles.append({"color": _INK, "linestyle": (0, (3, 2)), "linewidth": 1.0})
+            styles.append({"color": INK, "linestyle": (0, (3, 2)), "linewidth": 1.0})
         elif curve.role == "whole":
-            styles.append({"color": _INK, "linewidth": 2.2, "marker": "o", "markersize": 3.5})
+            styles.append({"color": INK, "linewidth": 2.2, "marker": "o", "markersize": 3.5})
         else:
-            styles.append({"color": next(colours), "marker": "o", "markersize": 3})
+            styles.append({"color": next(part_colours), "marker": "o", "markersize": 3})
     return styles
-
-
-def _colours(number: int) -> list[str]:
-    return [_SERIES[index % NUM_SERIES] for index in range(number)]
-
-
-def _legend(figure: Any, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1.2
-    )
 
 
 def _count_axis(axis: Any) -> None:

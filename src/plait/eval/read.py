@@ -65,20 +65,20 @@ def read_stages(run_directory: Path) -> list[StageRecord]:
         for path in run_directory.iterdir()
         if path.is_dir() and (match := _STAGE_FOLDER.fullmatch(path.name))
     ]
-    records = []
-    for _, path in sorted(folders):
-        origin = _read_object(path / "settings.json")
-        records.append(
-            StageRecord(
-                name=path.name,
-                kind=str(origin.get("stage", "unknown")),
-                path=path,
-                settings=origin.get("settings") or {},
-                manifest=_read_object(path / "manifest.json"),
-                lines=_read_lines(path / "metrics.jsonl"),
-            )
-        )
-    return records
+    return [read_stage(path) for _, path in sorted(folders)]
+
+
+def read_stage(path: Path) -> StageRecord:
+    """Return one stage folder."""
+    origin = _read_object(path / "settings.json")
+    return StageRecord(
+        name=path.name,
+        kind=str(origin.get("stage", "unknown")),
+        path=path,
+        settings=origin.get("settings") or {},
+        manifest=_read_object(path / "manifest.json"),
+        lines=_read_lines(path / "metrics.jsonl"),
+    )
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from plait.core.artifact import write_atomic
 from plait.core.errors import ConfigError
+from plait.eval.compression import TERMS, search_view
 from plait.eval.plots import (
     Curve,
     curves_over_budget,
@@ -20,7 +21,7 @@ from plait.eval.plots import (
     stacked_bars,
     training_curves,
 )
-from plait.eval.read import StageRecord, read_stages
+from plait.eval.read import StageRecord, read_stage, read_stages
 
 FREE = ".free"
 _BITS = "eval.bits_per_byte."
@@ -73,6 +74,13 @@ def write_report(run_directory: Path) -> Path:
     return page
 
 
+def write_stage_report(folder: Path) -> Path:
+    """Write `folder`/report.html of a stage folder that stands alone and return its path."""
+    page = folder / "report.html"
+    write_atomic(page, render(folder.resolve().name, [read_stage(folder)]))
+    return page
+
+
 def render(title: str, stages: Sequence[StageRecord]) -> str:
     """Return the page for these stages."""
     import jinja2
@@ -98,6 +106,8 @@ def render(title: str, stages: Sequence[StageRecord]) -> str:
             figure for stage in stages for figure in _training_figures(stage, stages)
         ],
         evals=evals,
+        searches=[view for stage in stages if (view := search_view(stage)) is not None],
+        memory_terms=TERMS,
         machine=_machine(stages),
     )
 

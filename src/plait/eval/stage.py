@@ -6,8 +6,9 @@ model (`<setting>.free`), which measures well-formedness instead of enforcing it
 tokens are those of serving; well-formedness is the measured one. Bits per byte come from
 pretraining, before its first and after its last step.
 
-Reads `model` (a run folder with `model/` and `data/test.jsonl`) and `pretrain` (its
-`metrics.jsonl`); writes `scores.json` and `answers.jsonl`, the same bytes on every run.
+Reads `model` (a run folder with `model/` and `data/test.jsonl`; `questions` is the folder of the
+latter where it is another one) and `pretrain` (its `metrics.jsonl`); writes `scores.json` and
+`answers.jsonl`, the same bytes on every run.
 """
 
 import json
@@ -104,7 +105,8 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     """
     model, pretrain = inputs["model"], inputs["pretrain"]
     before, after = read_bits_per_byte(pretrain / "metrics.jsonl")
-    questions = read_questions(model / "data" / "test.jsonl", settings.num_questions)
+    asked = inputs.get("questions", model) / "data" / "test.jsonl"
+    questions = read_questions(asked, settings.num_questions)
     check_verifiers(questions, VERIFIERS)
     engine = Engine.from_path(model / "model", max_num_seqs=settings.max_num_seqs)
 

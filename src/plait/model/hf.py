@@ -11,8 +11,10 @@ so there is never a second copy of the weights.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,13 +55,11 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Device = 
     model = HybridLM(spec, device="meta")
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
-    for path, names in _locate_tensors(directory).items():
-        tensors |= _read_file(path, names, shapes, dtype, device)
-    if missing := sorted(shapes.keys() - tensors.keys()):
-        raise CheckpointError(
-            f"{directory}: {_some(missing)} of shape {shapes[missing[0]]} not found in any "
-            "safetensors file; the checkpoint is incomplete or its config.json is another model's"
-        )
+    for path, names in locate_tensors(directory).items():
+        wanted = check_file(path, names, shapes)
+        with open_tensors(path, device) as file:
+            tensors |= {name: cast(name, file.get_tensor(name), dtype) for name in wanted}
+    check_complete(directory, tensors, shapes)
     model.load_state_dict(tensors, assign=True)
     return model
 
@@ -97,18 +97,47 @@ def save(
         if target.exists():
             weights = shutil.ignore_patterns("model*.safetensors", INDEX_FILE)
             shutil.copytree(target, partial, ignore=weights, dirs_exist_ok=True)
-        _write_weights(model.state_dict(), partial, max_shard_bytes)
-        dtype = str(model.backbone.embeddings.weight.dtype).removeprefix("torch.")
-        _write_json(partial / CONFIG_FILE, config_from_spec(model.spec, dtype))
-        _write_json(partial / "generation_config.json", _generation_config(model.spec))
-        (partial / "README.md").write_text(_model_card(model.spec), encoding="utf-8")
-        for name in COMPANION_FILES if tokenizer_from is not None else ():
-            if (found := Path(tokenizer_from or "") / name).exists():
-                shutil.copyfile(found, partial / name)
+        tensors = model.state_dict()
+        write_files(
+            partial,
+            model.spec,
+            {name: tensor.nbytes for name, tensor in tensors.items()},
+            tensors.__getitem__,
+            model.backbone.embeddings.weight.dtype,
+            tokenizer_from=tokenizer_from,
+            max_shard_bytes=max_shard_bytes,
+        )
 
 
-def _locate_tensors(directory: Path) -> dict[Path, list[str] | None]:
-    """Return files and the names to read from each; None means all it has."""
+def write_files(
+    directory: Path,
+    spec: ModelSpec,
+    num_bytes: Mapping[str, int],
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    *,
+    tokenizer_from: str | Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write the files of a model whose tensors `read` gives by name, one shard at a time.
+
+    `num_bytes` names all tensors with their sizes; `dtype` is the one that config.json states.
+    """
+    _write_weights(num_bytes, read, directory, max_shard_bytes)
+    name_of_dtype = str(dtype).removeprefix("torch.")
+    _write_json(directory / CONFIG_FILE, config_from_spec(spec, name_of_dtype))
+    _write_json(directory / "generation_config.json", _generation_config(spec))
+    (directory / "README.md").write_text(_model_card(spec), encoding="utf-8")
+    for name in COMPANION_FILES if tokenizer_from is not None else ():
+        if (found := Path(tokenizer_from or "") / name).exists():
+            shutil.copyfile(found, directory / name)
+
+
+def locate_tensors(directory: Path) -> dict[Path, list[str] | None]:
+    """Return files and the names to read from each; None means all it has.
+
+    Raises: CheckpointError if there is none, or the index names a shard that is not there.
+    """
     index = directory / INDEX_FILE
     if index.exists():
         try:
@@ -131,41 +160,62 @@ def _locate_tensors(directory: Path) -> dict[Path, list[str] | None]:
     return dict.fromkeys(found)
 
 
-def _read_file(
-    path: Path,
-    names: list[str] | None,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: torch.dtype | None,
-    device: Device,
-) -> dict[str, Tensor]:
-    """Return the tensors of one file, checked against the model before they are read."""
-    tensors: dict[str, Tensor] = {}
+def check_file(
+    path: Path, names: list[str] | None, shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Return the names to read of one file, checked against the model by its header alone.
+
+    Raises: CheckpointError naming file and tensor.
+    """
+    with open_tensors(path) as file:
+        stored = set(file.keys())
+        # Multi-token prediction heads are no part of this model.
+        wanted = sorted(n for n in names or stored if not n.startswith("mtp."))
+        if absent := sorted(set(wanted) - stored):
+            raise CheckpointError(f"{path}: {_some(absent)} is in the index but not in it")
+        if extra := sorted(set(wanted) - shapes.keys()):
+            raise CheckpointError(
+                f"{path}: tensor {_some(extra)} has no place in the model that config.json "
+                "describes"
+            )
+        for name in wanted:
+            shape = tuple(file.get_slice(name).get_shape())
+            if shape != shapes[name]:
+                raise CheckpointError(
+                    f"{path}: tensor {name} has shape {shape}, config.json asks for {shapes[name]}"
+                )
+        return wanted
+
+
+def check_complete(
+    directory: Path, found: Collection[str], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check that every tensor of the model was found.
+
+    Raises: CheckpointError naming what is missing.
+    """
+    if missing := sorted(shapes.keys() - set(found)):
+        raise CheckpointError(
+            f"{directory}: {_some(missing)} of shape {shapes[missing[0]]} not found in any "
+            "safetensors file; the checkpoint is incomplete or its config.json is another model's"
+        )
+
+
+@contextmanager
+def open_tensors(path: Path, device: Device = None) -> Iterator[Any]:
+    """Open a safetensors file, memory-mapped.
+
+    Raises: CheckpointError if it cannot be read.
+    """
     try:
         with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
-            stored = set(file.keys())
-            # Multi-token prediction heads are no part of this model.
-            wanted = sorted(n for n in names or stored if not n.startswith("mtp."))
-            if absent := sorted(set(wanted) - stored):
-                raise CheckpointError(f"{path}: {_some(absent)} is in the index but not in it")
-            if extra := sorted(set(wanted) - shapes.keys()):
-                raise CheckpointError(
-                    f"{path}: tensor {_some(extra)} has no place in the model that config.json "
-                    "describes"
-                )
-            for name in wanted:
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != shapes[name]:
-                    raise CheckpointError(
-                        f"{path}: tensor {name} has shape {shape}, config.json asks for "
-                        f"{shapes[name]}"
-                    )
-                tensors[name] = _cast(name, file.get_tensor(name), dtype)
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
-    return tensors
 
 
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return the tensor in `dtype`, if given; decays are never narrowed."""
     if dtype is None:
         return tensor
     if name.rpartition(".")[2] in DECAY_PARAMETERS:
@@ -173,38 +223,43 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype)
 
 
-def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_bytes: int) -> None:
-    shards = list(_split_shards(tensors, max_shard_bytes))
+def _write_weights(
+    num_bytes: Mapping[str, int],
+    read: Callable[[str], Tensor],
+    directory: Path,
+    max_shard_bytes: int,
+) -> None:
+    shards = list(_split_shards(num_bytes, max_shard_bytes))
     if len(shards) == 1:
-        _write_shard(tensors, shards[0], directory / "model.safetensors")
+        _write_shard(read, shards[0], directory / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(tensors, names, directory / file)
+        _write_shard(read, names, directory / file)
         weight_map |= dict.fromkeys(names, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
+    total = sum(num_bytes.values())
     _write_json(
         directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
 
 
-def _split_shards(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> Iterator[list[str]]:
+def _split_shards(num_bytes: Mapping[str, int], max_shard_bytes: int) -> Iterator[list[str]]:
     """Yield names in order, each list within the limit unless one tensor alone exceeds it."""
     names: list[str] = []
     size = 0
-    for name, tensor in tensors.items():
-        if names and size + tensor.nbytes > max_shard_bytes:
+    for name, nbytes in num_bytes.items():
+        if names and size + nbytes > max_shard_bytes:
             yield names
             names, size = [], 0
         names.append(name)
-        size += tensor.nbytes
+        size += nbytes
     yield names
 
 
-def _write_shard(tensors: Mapping[str, Tensor], names: list[str], path: Path) -> None:
+def _write_shard(read: Callable[[str], Tensor], names: list[str], path: Path) -> None:
     # One shard at a time leaves the device, so the host never holds the whole model.
-    shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
+    shard = {name: read(name).detach().cpu().contiguous() for name in names}
     save_file(shard, path, metadata={"format": "pt"})
 
 

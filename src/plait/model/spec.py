@@ -188,7 +188,8 @@ class ModelSpec(Settings):
     def num_parameters(self) -> int:
         """Parameters of the whole model, embedding and output head counted apart."""
         outside = 2 * self.vocab_size * self.hidden_size + self.hidden_size
-        return outside + sum(self.layer_parameters(letter) for letter in self.pattern)
+        counts = Counter(self.pattern)
+        return outside + sum(n * self.layer_parameters(letter) for letter, n in counts.items())
 
 
 def _divides(whole_name: str, whole: int, part_name: str, part: int) -> None:

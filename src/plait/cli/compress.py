@@ -1,0 +1,150 @@
+"""`plait compress`: a child of a model that fits a memory budget; or a list of all that would."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from plait.cli import compress_stage
+from plait.cli.info import spec_of
+from plait.compress.memory import Workload, memory
+from plait.compress.search import Candidate, Grid, candidates, edge, stand_in_depths
+from plait.compress.stage import CompressSettings
+from plait.compress.throughput import Hardware, throughput
+from plait.core.config import read_toml
+from plait.core.errors import ConfigError
+from plait.core.run_folder import finish_run_folder, model_directory, open_run_folder
+from plait.core.sizes import GIB, format_bytes, parse_bytes
+from plait.model.count import ServingBytes
+from plait.model.spec import PRESETS, ModelSpec
+
+
+def settings_of(file: Path | None, given: dict[str, Any]) -> CompressSettings:
+    """Return the stage's settings: a TOML file's, with what the command line gives on top.
+
+    A key may be `table.key`. Raises: ConfigError for an unknown key or a value that is not allowed.
+    """
+    table = read_toml(file) if file else {}
+    for name, value in given.items():
+        if value is not None:
+            *parents, key = name.split(".")
+            inner = table
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[key] = value
+    return CompressSettings.parse(table, str(file) if file else "plait compress")
+
+
+def dry_run(name: str, settings: CompressSettings, num_shown: int) -> None:
+    """Print what fits, term by term, from the config of a model or a preset's name alone."""
+    parent, budget = spec_of(name), parse_bytes(settings.memory)
+    terms = memory(parent, settings.workload)
+    verdict = "fits already" if terms.total <= budget else "does not fit"
+    work = settings.workload
+    typer.echo(
+        f"budget {format_bytes(budget)} at {work.context_tokens:,} tokens, batch {work.batch}; "
+        f"weights {work.dtype}, KV {work.kv_dtype}, SSM state {work.ssm_dtype}"
+    )
+    typer.echo(f"parent {name}: {parent.num_parameters:,} parameters, {verdict}")
+    typer.echo(f"  {terms.describe()}")
+    depths = stand_in_depths(parent, Grid.of(settings.ranges, parent))
+    found = candidates(parent, depths, settings.ranges, work, budget)
+    on_edge = edge(found, parent, settings.ranges)
+    typer.echo(
+        f"{len(found):,} children fit, {len(on_edge):,} of them could not grow by a step on any "
+        "axis; how many layers of each kind go is free here, scores decide which"
+    )
+    shown = [*(on_edge if num_shown else found)][: num_shown or None]
+    named = [each for each in found if each not in shown and _preset_of(each.spec)]
+    _table([*named, *shown], settings.hardware, work)
+    if num_shown and len(shown) < len(found):
+        typer.echo(f"{len(found) - len(shown) - len(named):,} more; --show 0 lists all that fit")
+
+
+_COLUMNS = ("layers M+*+-", "hidden", "ffn", "heads", "parameters")
+
+
+def _table(rows: Sequence[Candidate], hardware: Hardware, workload: Workload) -> None:
+    terms = [*ServingBytes._fields, "total"]
+    header = "".join(f"{name:>14}" for name in _COLUMNS)
+    header += "".join(f"{name:>12}" for name in terms)
+    typer.echo(f"{header}  tokens/s on {hardware.name} (ceiling, batch)")
+    for each in rows:
+        shape, (mamba, attention, feed_forward) = each.shape, each.kinds
+        cells = (
+            f"{each.spec.num_layers} = {mamba}+{attention}+{feed_forward}",
+            f"{shape.hidden_size:,}",
+            f"{shape.intermediate_size:,}",
+            f"{shape.mamba_num_heads} x {shape.mamba_head_dim}",
+            f"{each.spec.num_parameters:,}",
+        )
+        sizes = [*each.memory, each.memory.total]
+        speed = throughput(each.spec, hardware, workload)
+        preset = _preset_of(each.spec)
+        typer.echo(
+            "".join(f"{cell:>14}" for cell in cells)
+            + "".join(f"{_gib(size):>12}" for size in sizes)
+            + f"  {speed.tokens_per_s:,.0f} ({speed.batch})"
+            + (f"  <- {preset}" if preset else "")
+        )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.3f} GiB" if num_bytes >= GIB / 100 else format_bytes(num_bytes)
+
+
+def _preset_of(spec: ModelSpec) -> str | None:
+    """Return the preset that costs the same: as many layers of each kind, the same widths."""
+    for name in PRESETS:
+        preset = ModelSpec.preset(name)
+        same = sorted(preset.pattern) == sorted(spec.pattern)
+        if same and preset.model_copy(update={"pattern": spec.pattern}) == spec:
+            return name
+    return None
+
+
+def run(
+    name: str, settings: CompressSettings, text: dict[str, Path | None], out: Path | None
+) -> None:
+    """Search, cut and write; the same command goes on where it was interrupted.
+
+    Raises: ConfigError for an output folder that holds something else, a preset in place of
+    weights, or no text; and what the stage raises.
+    """
+    if out is None:
+        raise ConfigError("where to? Give --out DIR, a new folder, or --dry-run to only list")
+    if name in PRESETS:
+        raise ConfigError(
+            f"{name} is a preset, a shape without weights: give a model directory or hub id, or "
+            "add --dry-run"
+        )
+    given = {role: path for role, path in text.items() if path is not None}
+    for role, path in given.items():
+        if not path.exists():
+            raise ConfigError(f"--{role} {path}: does not exist")
+    if not given:
+        raise ConfigError("scores need text: --conversations FILE.jsonl, --blend FOLDER, or both")
+    inputs = {"model": _directory(name)} | given
+    resolved = settings.model_dump(mode="json")
+    folder = open_run_folder(out, "compress", resolved, inputs, keep=True)
+    if folder.state != "finished":
+        started = time.monotonic()
+        metrics = compress_stage.run(settings, inputs, folder.path)
+        finish_run_folder(folder, {"metrics": metrics, "wall_s": time.monotonic() - started})
+    _finish(out)
+
+
+def _directory(name: str) -> Path:
+    from plait.model.hf import local_directory
+
+    return local_directory(model_directory(name) if Path(name).exists() else name)
+
+
+def _finish(out: Path) -> None:
+    from plait.eval.report import write_stage_report
+
+    typer.echo(f"child:  {out / 'model'}")
+    typer.echo(f"report: {write_stage_report(out)}")
+    typer.echo(f"next:   plait info {out}")

@@ -1,0 +1,1 @@
+"""From a parent to a smaller child: importance, pruning."""
