@@ -124,7 +124,9 @@ def _run(kind: Kind, source: str, stdin: str, limits: Limits) -> Outcome:
 
 
 def _command(kind: Kind, folder: Path, limits: Limits) -> list[str]:
-    prefixes = {path for path in (sys.prefix, sys.base_prefix) if not path.startswith("/usr")}
+    python = {sys.prefix, sys.base_prefix}
+    python |= {os.path.realpath(path) for path in python}
+    prefixes = {path for path in python if not path.startswith("/usr/") and path != "/usr"}
     shown = [path for path in (*_SYSTEM, *sorted(prefixes)) if os.path.lexists(path)]
     plan = {
         "kind": kind,
