@@ -28,14 +28,16 @@ from plait.eval.run import (
     Mean,
     Result,
     Setting,
+    Verifier,
     ask,
     check_verifiers,
     read_questions,
     summarise,
 )
-from plait.grade.verifiers import VERIFIERS
+from plait.grade.number import grade_number
 from plait.train.fit import session
 
+VERIFIERS: dict[str, Verifier] = {"number": grade_number}
 FREE = ".free"
 _BITS = "eval.bits_per_byte."
 
