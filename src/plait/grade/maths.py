@@ -69,7 +69,8 @@ class Verifiers:
         try:
             if worker is None or worker.poll() is not None:
                 worker = self._start()
-            verdict = _ask(worker, {"reference": reference, "answer": answer}, timeout_s)
+            request = {"reference": reference, "answer": answer, "timeout_s": timeout_s}
+            verdict = _ask(worker, request, timeout_s)
             if verdict in ("timed out", "crashed"):
                 worker = _end(worker)
             return verdict
@@ -142,7 +143,7 @@ def _make_shared_verifiers() -> Verifiers:
     return verifiers
 
 
-def _ask(worker: subprocess.Popen[bytes], request: dict[str, str], timeout_s: float) -> str:
+def _ask(worker: subprocess.Popen[bytes], request: dict[str, str | float], timeout_s: float) -> str:
     assert worker.stdin  # opened as a pipe
     try:
         worker.stdin.write(json.dumps(request).encode() + b"\n")

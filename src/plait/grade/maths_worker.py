@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
 
 MEMORY_BYTES = 4 << 30
@@ -22,13 +23,17 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     from math_verify import parse, verify
 
-    # The parent's timeout is the only one: math-verify's own needs signals and cannot stop sympy.
     replies.write("ready\n")
     for line in sys.stdin:
         request = json.loads(line)
-        replies.write(_verdict(parse, verify, request["reference"], request["answer"]) + "\n")
+        # No handler, so the kernel ends this process even inside sympy, parent or no parent.
+        signal.setitimer(signal.ITIMER_REAL, request["timeout_s"] + 1)
+        verdict = _verdict(parse, verify, request["reference"], request["answer"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        replies.write(verdict + "\n")
 
 
+# math-verify's own timeouts are off: they are Python's signal handlers, which cannot stop sympy.
 def _verdict(parse, verify, reference: str, answer: str) -> str:
     expected = parse(reference, parsing_timeout=None)
     if not expected:

@@ -5,7 +5,7 @@ system's libraries and this Python, read-only, and an empty /tmp, so neither the
 other processes can be seen. bubblewrap builds them if it is installed, else util-linux's `unshare`
 with `sandbox_jail`; root becomes a user without rights or name. *Limits*: processor time, address
 space, file sizes, processes, open files, a scrubbed environment. *The parent*: a limit on wall time
-and output, and a kill that takes every process of the run.
+and output, and a kill that takes every process of the run, even if the parent itself is killed.
 
 What this does not do: limits on memory hold per process, the kernel is shared, and there is no
 filter of system calls. Where namespaces are not permitted nothing runs unless told to, for guards
@@ -63,7 +63,7 @@ class Limits(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended and what it printed; a negative return code is the signal that ended it."""
+    """How a run ended and what it printed; the return code is 0 only if the program ended well."""
 
     status: Literal["finished", "timed out", "printed too much"]
     return_code: int
@@ -124,7 +124,9 @@ def _run(kind: Kind, source: str, stdin: str, limits: Limits) -> Outcome:
 
 
 def _command(kind: Kind, folder: Path, limits: Limits) -> list[str]:
-    prefixes = {path for path in (sys.prefix, sys.base_prefix) if not path.startswith("/usr")}
+    python = {sys.prefix, sys.base_prefix}
+    python |= {os.path.realpath(path) for path in python}
+    prefixes = {path for path in python if not path.startswith("/usr/") and path != "/usr"}
     shown = [path for path in (*_SYSTEM, *sorted(prefixes)) if os.path.lexists(path)]
     plan = {
         "kind": kind,
@@ -135,17 +137,19 @@ def _command(kind: Kind, folder: Path, limits: Limits) -> list[str]:
         "tmp_bytes": 4 * limits.file_bytes,
         "limits": limits._asdict(),
     }
+    # Should this process be killed while it waits, `timeout` still ends the program.
     jail = [sys.executable, "-I", "-S", "-B"]
+    timed = ["timeout", "--signal=KILL", str(limits.wall_s + 1)]
     if kind == "none":
-        return [*jail, str(_JAIL), json.dumps(plan)]
-    tool = shutil.which(_TOOLS[kind]) or _TOOLS[kind]
+        return [*timed, *jail, str(_JAIL), json.dumps(plan)]
+    timed.append(shutil.which(_TOOLS[kind]) or _TOOLS[kind])
     if kind == "unshare":
         namespaces = ["--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child"]
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-        return [tool, *user, *namespaces, "--mount-proc", *jail, str(_JAIL), json.dumps(plan)]
+        return [*timed, *user, *namespaces, "--mount-proc", *jail, str(_JAIL), json.dumps(plan)]
     binds = [part for path in shown for part in _bubblewrap_bind(path)]
     return [
-        *(tool, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"),
+        *(*timed, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"),
         *(*binds, "--ro-bind", str(_JAIL), "/jail.py", "--ro-bind", str(folder / "job"), "/job"),
         *("--proc", "/proc", "--dev", "/dev", "--chdir", "/tmp"),
         *("--size", str(4 * limits.file_bytes), "--tmpfs", "/tmp"),

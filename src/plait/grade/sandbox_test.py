@@ -1,7 +1,10 @@
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -129,12 +132,19 @@ def test_endless_work_runs_out_of_processor_time():
     assert outcome.return_code != 0
 
 
+# Sleeps under a name by which the host can find it.
+NAP = f"nap{os.getpid()}"
+SLEEP = f"""
+import ctypes, os, signal, time
+ctypes.CDLL(None).prctl(15, b"{NAP}", 0, 0, 0)
+"""
+
+
 @pytest.mark.parametrize(
     "source",
     [
-        "import time; time.sleep(1000)",
+        "time.sleep(1000)",
         # Not even one that ignores signals, leaves the session and closes its outputs stays.
-        "import os, signal, time\n"
         "for number in (1, 2, 15): signal.signal(number, signal.SIG_IGN)\n"
         "if os.fork(): time.sleep(1000)\n"
         "os.setsid(); os.close(1); os.close(2); time.sleep(1000)",
@@ -142,19 +152,37 @@ def test_endless_work_runs_out_of_processor_time():
 )
 def test_sleeping_for_ever_ends_with_every_process(source):
     started = time.monotonic()
-    outcome = run_python(source, "", QUICK._replace(wall_s=1.0))
+    outcome = run_python(SLEEP + source, "", QUICK._replace(wall_s=1.0))
     assert outcome.status == "timed out"
     assert time.monotonic() - started < 10
-    time.sleep(0.2)
-    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _sleeps_for_us(pid)]
+    wait_until(lambda: not naps())
 
 
-def _sleeps_for_us(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"/job/main.py" in file.read()
-    except OSError:
-        return False
+def test_a_program_does_not_outlive_a_parent_that_is_killed():
+    child = f"""
+from plait.grade.sandbox import Limits, run_python
+run_python({SLEEP + "time.sleep(1000)"!r}, "", Limits(wall_s=1.0))
+"""
+    with subprocess.Popen([sys.executable, "-c", child]) as parent:
+        wait_until(naps)
+        parent.kill()
+    wait_until(lambda: not naps())
+
+
+def naps():
+    """Return the processes that sleep under our name."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+            found += [pid] * (file.read().strip() == NAP)
+    return found
+
+
+def wait_until(condition, timeout_s=20.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_parent_cannot_be_killed():

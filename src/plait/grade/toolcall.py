@@ -120,10 +120,10 @@ def differ_from_possible(
     for reference in possible:
         [(name, accepted)] = reference.items()
         reasons = []
-        for call in left:
+        for index, call in enumerate(left):
             reason = _differ_call(call, name, accepted, functions[name]["parameters"])
             if reason is None:
-                left.remove(call)
+                del left[index]  # not the first equal one: 10 equals 10.0, yet only one may match
                 break
             reasons.append(reason)
         else:

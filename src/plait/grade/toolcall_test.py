@@ -107,6 +107,14 @@ def test_parallel_calls_match_in_any_order_and_number():
     assert grade_toolcall("q", calls, answer(("f", {"x": True}), two)).value == 0
 
 
+def test_of_equal_numbers_only_the_one_of_the_declared_type_is_used_up():
+    integer = {"properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    functions = [{"name": "f", "parameters": integer}]
+    twice = reference(functions=functions, possible_answers=[{"f": {"x": [10]}}] * 2)
+    assert grade_toolcall("q", twice, answer(("f", {"x": 10}), ("f", {"x": 10}))).value == 1
+    assert grade_toolcall("q", twice, answer(("f", {"x": 10.0}), ("f", {"x": 10}))).value == 0
+
+
 def test_no_call_may_be_what_is_expected():
     assert grade_toolcall("q", reference(calls=[]), "I cannot do that.").value == 1
     assert grade_toolcall("q", reference(calls=[]), answer(("f", {}))).value == 0

@@ -75,7 +75,8 @@ def delete_event(office: Office, event_id: Id) -> Any:
 @tool("calendar_update_event", changes=True)
 def update_event(office: Office, event_id: Id, field: EventField, new_value: Text) -> Any:
     """Change one field of an event."""
-    row_of(office, "events", event_id, "event")[field] = check_value(_KINDS[field], new_value)
+    row_of(office, "events", event_id, "event")
+    office.change("events", event_id, field, check_value(_KINDS[field], new_value))
     return "updated"
 
 

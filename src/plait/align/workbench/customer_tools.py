@@ -81,8 +81,8 @@ def search_customers(
 @tool("crm_update_customer", changes=True)
 def update_customer(office: Office, customer_id: Id, field: CustomerField, new_value: Text) -> Any:
     """Change one field of a customer."""
-    row = row_of(office, "customers", customer_id, "customer")
-    row[field] = check_value(_KINDS.get(field, Text), new_value)
+    row_of(office, "customers", customer_id, "customer")
+    office.change("customers", customer_id, field, check_value(_KINDS.get(field, Text), new_value))
     return "updated"
 
 

@@ -2,7 +2,8 @@
 
 Five tables can be worked on: calendar, e-mail, analytics, projects and customers (analytics is a
 log of visits that no tool changes, and the plots made from it), and a directory says who works
-there. A row is a dictionary of texts under its id. Two offices that began alike have the same
+there. A row is a dictionary of texts under its id and is replaced, never changed, so that copies of
+an office can share it. Two offices that began alike have the same
 *outcome* if every row that was there has the same values and the same rows were added; the ids of
 added rows do not count, for they only say in which order they came, nor does case in free text.
 """
@@ -40,10 +41,7 @@ class Office:
 
     def copy(self) -> "Office":
         """Return an office that changes apart from this one."""
-        tables = {
-            name: {identity: dict(row) for identity, row in rows.items()}
-            for name, rows in self.tables.items()
-        }
+        tables = {name: dict(rows) for name, rows in self.tables.items()}
         other = Office(self.people, tables)
         other._added = {name: set(added) for name, added in self._added.items()}
         other._next_ids = dict(self._next_ids)
@@ -57,6 +55,10 @@ class Office:
         self.tables[table][identity] = row
         self._added[table].add(identity)
         return identity
+
+    def change(self, table: str, identity: str, field: str, value: str) -> None:
+        """Give a row's field another value."""
+        self.tables[table][identity] = {**self.tables[table][identity], field: value}
 
     def outcome(self, table: str) -> Counter[tuple[Any, ...]]:
         """Count the rows of a table by what counts in them; comparable with ==."""

@@ -92,9 +92,11 @@ def delete_task(office: Office, task_id: Id) -> Any:
 @tool("project_management_update_task", changes=True)
 def update_task(office: Office, task_id: Id, field: TaskField, new_value: Text) -> Any:
     """Change one field of a task."""
-    row = row_of(office, "tasks", task_id, "task")
+    row_of(office, "tasks", task_id, "task")
     value = check_value(_KINDS[field], new_value)
-    row[field] = _on_team(office, value) if field == "assigned_to_email" else value
+    if field == "assigned_to_email":
+        _on_team(office, value)
+    office.change("tasks", task_id, field, value)
     return "updated"
 
 

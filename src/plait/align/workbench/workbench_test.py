@@ -13,7 +13,8 @@ from plait.align.workbench.generate import OfficeSettings, make_office
 from plait.align.workbench.tasks import WorkbenchSettings, make_task, split_of
 from plait.align.workbench.tools import TOOLS, call_tool
 from plait.core.errors import ConfigError
-from plait.grade.toolcall import ToolCall
+from plait.data.chat import ChatTemplate, nano_template
+from plait.grade.toolcall import ToolCall, parse_calls
 
 SETTINGS = WorkbenchSettings()
 TASKS = [make_task(SETTINGS, 0, split, i) for split in ("train", "test") for i in range(54)]
@@ -109,6 +110,16 @@ def test_any_further_change_fails(index, call):
     episode.call(*call)
     changed = bool(episode.office.differences(before))
     assert episode.score().value == (not changed)
+
+
+def test_a_demonstration_is_written_as_the_model_must_write_it():
+    template = ChatTemplate(nano_template(), {})
+    for task in TASKS[:18]:
+        conversation = demonstrate(task)
+        text = template.render(conversation["messages"], tools=conversation["tools"])
+        assert task.query in text
+        made = parse_calls(text.partition(task.query)[2])
+        assert made == task.steps
 
 
 def test_each_answer_tells_what_the_next_step_needs():
