@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from plait.compress.distill import CHUNK_TOKENS, online_loss
+from plait.compress.distill import online_loss
 from plait.compress.prune import prune
 from plait.compress.scores import Scores
 from plait.compress.search import Candidate
+from plait.compress.teacher import CHUNK_TOKENS
 from plait.compress.throughput import Throughput
 from plait.core.artifact import write_json
 from plait.core.progress import Progress

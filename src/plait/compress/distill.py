@@ -12,15 +12,12 @@ Source: arXiv 2508.14444 section 4.3.
 
 import torch
 
-from plait.compress.teacher import TaughtBatch
+from plait.compress.teacher import CHUNK_TOKENS, TaughtBatch
 from plait.core.errors import ConfigError
 from plait.data.loader import PackedBatch
-from plait.kernels.kl_divergence import chunked_kl, chunked_topk_kl
+from plait.kernels.kl_divergence import TopK, chunked_kl, chunked_topk_kl
 from plait.model.lm import HybridLM
 from plait.train.loop import LossFunction, LossOutput
-
-CHUNK_TOKENS = 256
-"""Positions whose logits are held at once, the student's and the teacher's."""
 
 
 def online_loss(teacher: HybridLM) -> LossFunction:
@@ -53,7 +50,7 @@ def stored_loss(model: HybridLM, taught: TaughtBatch) -> LossOutput:
     device = model.lm_head.weight.device
     tokens, _, weights, cu_seqlens = (x.to(device) for x in taught.batch)
     hidden = model.hidden(tokens, cu_seqlens=cu_seqlens)
-    top = type(taught.teacher)(*(x.to(device) for x in taught.teacher))
+    top = TopK(*(x.to(device) for x in taught.teacher))
     total = chunked_topk_kl(hidden[0], model.lm_head.weight, top, weights[0], CHUNK_TOKENS)
     return LossOutput(total, weights.sum(), num_tokens=tokens.numel())
 

@@ -50,7 +50,9 @@ class Ranges(Settings):
     """What widths that become rows or columns of linears must be multiples of; 128 lets every
     linear run in FP8 by blocks without padding."""
 
-    @field_validator("num_layers", "hidden_size", "intermediate_size", "mamba_num_heads")
+    @field_validator(
+        "num_layers", "hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim"
+    )
     @classmethod
     def _rises(cls, axis: Axis | None) -> Axis | None:
         if axis is not None and axis[0] > axis[1]:

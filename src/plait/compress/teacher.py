@@ -24,6 +24,7 @@ from plait.model.lm import HybridLM
 from plait.train.loop import Batches
 
 CHUNK_TOKENS = 256
+"""Positions whose logits are held at once, the student's and the teacher's."""
 
 
 class TaughtBatch(NamedTuple):
