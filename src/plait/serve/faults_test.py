@@ -254,7 +254,7 @@ def failing_on(engine: Engine, broken_id: int) -> Engine:
 def test_a_failure_ends_one_request_and_the_others_go_on(caplog):
     engine = tiny_engine(max_num_seqs=4)
     [broken_id] = engine.tokenizer.encode("z")
-    fields = {"max_tokens": 120, "ignore_eos": True, "temperature": 0}
+    fields = {"max_tokens": 60, "ignore_eos": True, "temperature": 0}
     with serving(failing_on(engine, broken_id)) as running:
         want = post(running.url, {"prompt": "hello", **fields}, PLAIN).json()["choices"][0]["text"]
         with httpx2.stream(
@@ -326,7 +326,7 @@ def test_the_command_answers_and_finishes_what_it_began_when_told_to_stop(direct
     try:
         assert "1,024 tokens" in "".join(said)
         [url] = [line.split()[-1] for line in said if "OpenAI API" in line]
-        body = {**LONG, "max_tokens": 600, "stream": True}
+        body = {**LONG, "max_tokens": 300, "stream": True}
         headers = {"Authorization": "Bearer secret"}
         with httpx2.stream(
             "POST", url + "/chat/completions", json=body, headers=headers, timeout=60

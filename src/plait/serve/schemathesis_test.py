@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from plait.serve.conftest import Running, serving, tiny_engine
 
 PATHS = {
-    "/v1/chat/completions": 25,
-    "/v1/completions": 20,
-    "/tokenize": 15,
+    "/v1/chat/completions": 15,
+    "/v1/completions": 10,
+    "/tokenize": 10,
     "/detokenize": 10,
     "/v1/models": 1,
     "/health": 1,
@@ -21,7 +21,7 @@ PATHS = {
 @pytest.fixture(scope="module")
 def small(request: pytest.FixtureRequest) -> Running:
     """A server whose answers are short, whatever is asked for."""
-    context = serving(tiny_engine(max_context=64))
+    context = serving(tiny_engine(max_context=48))
     request.addfinalizer(lambda: context.__exit__(None, None, None))  # noqa: PT021
     return context.__enter__()
 
