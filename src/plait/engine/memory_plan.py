@@ -15,18 +15,20 @@ from typing import NamedTuple
 import torch
 
 from plait.core.errors import CapacityError
+from plait.core.sizes import GIB, format_bytes
 from plait.model.count import (
-    ServingBytes,
+    conv_bytes_per_sequence,
     kv_bytes_per_token,
-    serving_bytes,
-    size_text,
-    state_bytes_per_sequence,
+    prefill_bytes,
+    ssm_bytes_per_sequence,
 )
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
 from plait.model.state import BLOCK_TOKENS
 
 DEFAULT_ROWS = 32
+FIXED_BYTES = GIB // 2
+"""Device context, library workspaces and fragmentation; a guess that a measurement may replace."""
 _STORED_PER_ROW = 4
 """Most states stored for reuse, for each row."""
 _USABLE = 0.9
@@ -69,9 +71,9 @@ class MemoryPlan(NamedTuple):
             (self.num_stored * self.state_bytes, f"{self.num_stored} states kept for reuse"),
             (self.activation_bytes, "activations"),
             (self.fixed_bytes, "fixed: device context, workspaces"),
-            (self.used_bytes, f"of {size_text(self.memory_bytes)} planned"),
+            (self.used_bytes, f"of {format_bytes(self.memory_bytes)} planned"),
         ]
-        lines = [f"{size_text(size):>12}  {text}" for size, text in terms]
+        lines = [f"{format_bytes(size):>12}  {text}" for size, text in terms]
         lines.append(
             f"{self.num_rows} requests at once, {self.max_context:,} tokens each at most; "
             f"{full} of them at full length"
@@ -81,6 +83,30 @@ class MemoryPlan(NamedTuple):
                 "only one state can be kept for reuse: turns of one chat will be read anew"
             )
         return "\n".join(lines)
+
+
+class _Terms(NamedTuple):
+    """Bytes that one request of a given length takes, beside further states."""
+
+    weights: int
+    kv: int
+    activations: int
+    fixed: int
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        context_tokens: int,
+        weights_bytes: int,
+        bytes_per_value: int,
+        prefill_tokens: int,
+    ) -> "_Terms":
+        kv = kv_bytes_per_token(spec, bytes_per_value) * context_tokens
+        # An attention layer brings its blocks together for the call: one layer at a time.
+        gathered = kv // max(spec.num_attention_layers, 1)
+        read = prefill_bytes(spec, min(prefill_tokens, context_tokens), bytes_per_value)
+        return cls(weights_bytes, kv, read + gathered, FIXED_BYTES)
 
 
 def plan_memory(
@@ -103,26 +129,20 @@ def plan_memory(
     `max_num_seqs` states, do not fit.
     """
     block = kv_bytes_per_token(spec, bytes_per_value) * BLOCK_TOKENS
-    state = state_bytes_per_sequence(spec, bytes_per_value, ssm_bytes_per_value)
+    state = ssm_bytes_per_sequence(spec, ssm_bytes_per_value)
+    state += conv_bytes_per_sequence(spec, bytes_per_value)
     rows, context = max_num_seqs or 1, max_context or spec.max_position_embeddings
 
-    def terms(context: int) -> ServingBytes:
-        return serving_bytes(
-            spec,
-            1,
-            -(-context // BLOCK_TOKENS) * BLOCK_TOKENS,
-            weights_bytes=weights_bytes,
-            bytes_per_value=bytes_per_value,
-            ssm_bytes_per_value=ssm_bytes_per_value,
-            prefill_tokens=prefill_tokens,
-        )
+    def terms(context: int) -> _Terms:
+        whole_blocks = -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
+        return _Terms.of(spec, whole_blocks, weights_bytes, bytes_per_value, prefill_tokens)
 
     def left(context: int) -> int:
-        return memory_bytes - terms(context).total - (rows - 1) * state
+        return memory_bytes - sum(terms(context)) - rows * state
 
     if left(context) < 0 and max_context is None:
         # The terms that grow with the context are linear in it.
-        slope = terms(2 * context).total - terms(context).total
+        slope = sum(terms(2 * context)) - sum(terms(context))
         context += left(context) * context // slope - BLOCK_TOKENS if slope else 0
         context = context // BLOCK_TOKENS * BLOCK_TOKENS
     if context < 1 or left(context) < 0:
@@ -194,13 +214,12 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _does_not_fit(memory: int, one: ServingBytes, rows: int, context: int, state: int) -> str:
-    states = rows * state
-    total = one.total - one.states + states
+def _does_not_fit(memory: int, one: _Terms, rows: int, context: int, state: int) -> str:
+    size = format_bytes
     return (
-        f"the model does not fit in {size_text(memory)} with {rows} request(s) at once and a "
-        f"context of {context:,} tokens: weights {size_text(one.weights)} + keys and values of one "
-        f"request {size_text(one.kv)} + states {rows} x {size_text(state)} = {size_text(states)} + "
-        f"activations {size_text(one.activations)} + fixed {size_text(one.fixed)} = "
-        f"{size_text(total)}; lower max_context or max_num_seqs, or give more memory"
+        f"the model does not fit in {size(memory)} with {rows} request(s) at once and a context of "
+        f"{context:,} tokens: weights {size(one.weights)} + keys and values of one request "
+        f"{size(one.kv)} + states {rows} x {size(state)} = {size(rows * state)} + activations "
+        f"{size(one.activations)} + fixed {size(one.fixed)} = {size(sum(one) + rows * state)}; "
+        "lower max_context or max_num_seqs, or give more memory"
     )

@@ -195,7 +195,7 @@ class Scheduler:
         shared = stored.blocks if stored else []
         self.blocks.share(shared)  # so that making room does not take them
         need = _num_blocks(job.generation.num_pending) - len(shared)
-        if not self._make_room(need + len(self.running)):
+        if not self._make_room(need + len(self.running), held=shared):
             self.blocks.release(shared)
             return False
         job.blocks = [*shared, *self.blocks.take(need)]
@@ -242,11 +242,18 @@ class Scheduler:
         job.blocks += new
         return True
 
-    def _make_room(self, count: int) -> bool:
-        """Give up stored prefixes until `count` blocks are free."""
+    def _make_room(self, count: int, held: Sequence[int] = ()) -> bool:
+        """Give up stored prefixes until `count` blocks are free, or none if that is not enough.
+
+        held: blocks of stored prefixes that must stay.
+        """
+        if self.blocks.num_free >= count:
+            return True
+        in_use = {*held, *(block for job in self.running for block in job.blocks)}
+        if self.blocks.num_blocks - len(in_use) < count:
+            return False
         while self.blocks.num_free < count:
-            if not self.prefix.drop_oldest():
-                return False
+            self.prefix.drop_oldest()
         return True
 
     def _preempt(self) -> None:

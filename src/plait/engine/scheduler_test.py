@@ -241,3 +241,19 @@ def test_stored_prefixes_give_way_least_recently_used_first():
     for each in again:
         simulation.run([each])
     assert [each.num_cached_tokens for each in again] == [0, 64, 0]
+
+
+def test_a_request_that_must_wait_costs_no_stored_prefix():
+    simulation = Simulation(2, 9, 4, 512)
+    simulation.run([generation(chat(2))])
+    num_stored = simulation.scheduler.prefix.num_stored
+    running, waiting = generation([LETTER] * 100, 20), generation([LETTER] * 150, 2)
+    for each in (running, waiting):
+        simulation.scheduler.submit(each)
+    for _ in range(5):
+        simulation.step()
+    assert len(simulation.scheduler.waiting) == 1
+    assert simulation.scheduler.prefix.num_stored == num_stored == 2
+    while simulation.scheduler.has_work:
+        simulation.step()
+    assert waiting.finish_reason == "length"

@@ -3,14 +3,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from plait.core.sizes import MIB
 from plait.kernels.ssd_naive import SSDOutput
 from plait.model import mamba2
 from plait.model.count import (
-    MIB,
     conv_bytes_per_sequence,
     describe,
     flops_per_token,
     kv_bytes_per_token,
+    prefill_bytes,
     ssm_bytes_per_sequence,
     training_flops_per_token,
 )
@@ -35,6 +36,12 @@ def test_state_bytes_are_those_of_a_state():
     state = HybridState.empty(spec, 3, 50, dtype=torch.bfloat16)
     fixed = ssm_bytes_per_sequence(spec) + conv_bytes_per_sequence(spec)
     assert state.num_bytes == 3 * (fixed + 50 * kv_bytes_per_token(spec))
+
+
+def test_activations_of_a_prefill():
+    nine = ModelSpec.preset("nano-9b-v2")
+    for num_tokens, gib in ((512, 0.09), (2048, 0.36), (8192, 1.45)):
+        assert prefill_bytes(nine, num_tokens) / 2**30 == pytest.approx(gib, abs=0.006)
 
 
 def test_flops_equal_what_torch_counts(monkeypatch):
