@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup check test test-slow test-gpu bench demo
+.PHONY: setup check chromium test test-slow test-gpu bench demo
 
 setup: .venv/.installed
 
@@ -19,7 +19,12 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: setup
+# The chat page is tested in Chromium. Without it that test is skipped, but not where CI is set.
+chromium:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y \
+		--no-install-recommends chromium; } >/dev/null 2>&1 || echo "no Chromium: the page is not tested"
+
+test: setup chromium
 	$(BIN)/python -m pytest -n 2
 
 test-slow: setup
@@ -31,6 +36,7 @@ test-gpu: setup
 bench: setup
 	$(BIN)/python bench/import.py
 	$(BIN)/python bench/train_cpu.py
+	$(BIN)/python bench/serve_http.py
 
 demo: setup
 	$(BIN)/plait run recipes/tiny

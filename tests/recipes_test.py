@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from plait.cli.align import VERBS
 from plait.cli.run import STAGES, check_recipe
 from plait.core.recipe import read_recipe
 from plait.model.lm import HybridLM
@@ -45,7 +46,7 @@ def test_the_report_s_numbers():
     assert extend.schedule.rate(0) == extend.schedule.rate(3003) == 4.5e-6
 
 
-def test_tiny_runs_every_kind_of_stage():
-    """The tiny recipe is the whole path, so a stage kind it leaves out is never run in tests."""
+def test_every_kind_of_stage_is_run():
+    """By the tiny recipe, or as a verb of its own, each of which has its test in cli/align_test."""
     tiny = read_recipe(RECIPES[0].parent / "tiny")
-    assert {stage.kind for stage in tiny.stages} == set(STAGES)
+    assert {s.kind for s in tiny.stages} | {verb.__name__ for verb in VERBS} == set(STAGES)

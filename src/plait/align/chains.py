@@ -171,10 +171,21 @@ def train_conversations(settings: ChainSettings, seed: int) -> Iterator[dict[str
 
 def held_out_questions(settings: ChainSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Yield test questions: `id`, `family`, `prompt` (messages), `verifier`, `reference`."""
-    for index in range(settings.num_test):
-        item = chain_item(settings, seed, "test", index)
+    return _questions(settings, seed, "test", settings.num_test)
+
+
+def train_questions(settings: ChainSettings, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the training questions with verifier and reference instead of answers."""
+    return _questions(settings, seed, "train", settings.num_train)
+
+
+def _questions(
+    settings: ChainSettings, seed: int, split: Split, number: int
+) -> Iterator[dict[str, Any]]:
+    for index in range(number):
+        item = chain_item(settings, seed, split, index)
         yield {
-            "id": f"chains-test-{index}",
+            "id": f"chains-{split}-{index}",
             "family": item.family,
             "prompt": [{"role": "user", "content": item.question}],
             "verifier": "number",

@@ -1,4 +1,4 @@
-"""Conversations to training samples, and samples to batches.
+"""Conversations to training samples.
 
 A conversation (`messages`, optional `tools`) becomes one sample per assistant turn. The sample's
 prompt is what a server would render before that turn, with the traces of earlier turns dropped as
@@ -8,17 +8,12 @@ loss weight. A turn with `reasoning_content`, even an empty one, is a turn with 
 without is one with thinking off.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from plait.align.records import Refusals, messages_under
 from plait.core.errors import DataError, RequestError
-from plait.core.seed import mix_seed
-from plait.data.loader import PackedBatch
-from plait.data.pack import Sample, first_fit, pack
+from plait.data.pack import Sample
 from plait.data.tokenizer import Tokenizer
 
 Conversation = Mapping[str, Any]
@@ -31,53 +26,32 @@ class SampleSet(NamedTuple):
     num_too_long: int
 
 
-def read_conversations(file: Path) -> Iterator[Conversation]:
-    """Yield the conversations of a JSONL file; `id` becomes file and line.
-
-    Raises: DataError for a file that cannot be read, and naming file and line for a line that is
-    not JSON or has no list of messages.
-    """
-    try:
-        lines = file.open("rb")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-    with lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                conversation = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}, line {number}: not JSON: {error}") from None
-            if not isinstance(conversation, dict) or not isinstance(
-                conversation.get("messages"), list
-            ):
-                raise DataError(f"{file}, line {number}: needs a list under `messages`")
-            yield {**conversation, "id": f"{file}, line {number}"}
-
-
 def samples_of(conversation: Conversation, tokenizer: Tokenizer) -> list[Sample]:
     """Return one sample per assistant turn of a conversation.
 
     Raises: DataError naming the conversation's id if it has no assistant turn or cannot be
     rendered.
     """
-    messages = conversation["messages"]
     name = conversation.get("id", "a conversation")
-    if not all(isinstance(message, Mapping) for message in messages):
-        raise DataError(f"{name}: a message is an object with role and content; found other values")
+    messages = messages_under(conversation, "messages")
     turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     if not turns:
         raise DataError(f"{name}: no assistant turn, so nothing to learn; remove it")
     try:
         return [
-            _sample(messages[: turn + 1], conversation.get("tools"), tokenizer) for turn in turns
+            sample_of(messages[: turn + 1], conversation.get("tools"), tokenizer) for turn in turns
         ]
     except RequestError as error:
         raise DataError(f"{name}: {error}") from None
 
 
-def _sample(
+def sample_of(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, tokenizer: Tokenizer
 ) -> Sample:
+    """Return the sample whose completion is the last message, a turn of the assistant.
+
+    Raises: RequestError if the conversation cannot be rendered.
+    """
     thinking = isinstance(messages[-1].get("reasoning_content"), str)
     options = {"tools": tools, "enable_thinking": thinking}
     prompt = tokenizer.render(messages[:-1], **options)
@@ -91,57 +65,23 @@ def _sample(
 
 
 def build_samples(
-    conversations: Iterable[Conversation], tokenizer: Tokenizer, max_tokens: int
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    refusals: Refusals | None = None,
 ) -> SampleSet:
-    """Tokenise conversations; samples of more than `max_tokens` tokens are counted and left out."""
+    """Tokenise conversations; samples of more than `max_tokens` tokens are counted and left out.
+
+    Raises: DataError for a conversation that teaches nothing, unless `refusals` collects it.
+    """
+    refusals = refusals or Refusals(strict=True)
     samples: list[Sample] = []
     num_too_long = 0
     for conversation in conversations:
-        for sample in samples_of(conversation, tokenizer):
-            if len(sample.ids) > max_tokens:
-                num_too_long += 1
-            else:
-                samples.append(sample)
+        with refusals.row():
+            for sample in samples_of(conversation, tokenizer):
+                if len(sample.ids) > max_tokens:
+                    num_too_long += 1
+                else:
+                    samples.append(sample)
     return SampleSet(samples, num_too_long)
-
-
-class SampleBatches:
-    """Endless packed batches of whole samples, shuffled anew in every epoch.
-
-    Batch k of epoch e depends on (seed, e, k) alone, so the place is two numbers.
-    """
-
-    def __init__(self, samples: Sequence[Sample], tokens_per_batch: int, seed: int) -> None:
-        self._samples, self._capacity, self._seed = samples, tokens_per_batch, seed
-        self._epoch = self._index = 0
-        self._groups = self._pack_epoch(0)
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of the present epoch; other epochs may pack into a few more or fewer."""
-        return len(self._groups)
-
-    def __next__(self) -> PackedBatch:
-        if self._index == len(self._groups):
-            self.load_state({"epoch": self._epoch + 1, "index": 0})
-        group = self._groups[self._index]
-        self._index += 1
-        return pack([self._samples[index] for index in group])
-
-    def state(self) -> dict[str, Any]:
-        """Return the place as JSON values."""
-        return {"epoch": self._epoch, "index": self._index}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go to a place that `state` gave."""
-        if state["epoch"] != self._epoch:
-            self._groups = self._pack_epoch(state["epoch"])
-        self._epoch, self._index = state["epoch"], state["index"]
-
-    def _pack_epoch(self, epoch: int) -> list[list[int]]:
-        generator = np.random.Generator(np.random.PCG64(mix_seed(self._seed, "sft", epoch)))
-        order = generator.permutation(len(self._samples))
-        lengths = (len(self._samples[index].ids) for index in order)
-        return [
-            [int(order[place]) for place in group] for group in first_fit(lengths, self._capacity)
-        ]

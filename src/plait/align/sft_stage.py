@@ -8,78 +8,36 @@ generated tasks, `data/test.jsonl` with held-out questions.
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from plait.align.batches import SampleBatches
 from plait.align.chains import ChainSettings, held_out_questions, train_conversations
-from plait.align.sft import SampleBatches, SampleSet, build_samples, read_conversations
+from plait.align.records import Refusals, read_records
+from plait.align.sft import SampleSet, build_samples
+from plait.align.tune import EpochSettings, load_for_tuning, training_metrics, tune
 from plait.core.artifact import write_atomic
-from plait.core.errors import ConfigError, DataError
+from plait.core.errors import DataError
 from plait.core.progress import track
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
-from plait.train.fit import fit, load_masters, session
-from plait.train.loop import LoopSettings, TrainResult, TrainSettings
+from plait.train.fit import session
 from plait.train.losses import next_token_loss
-from plait.train.precision import Precision, set_precision
-from plait.train.schedule import Schedule
-
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class SftSettings(LoopSettings):
-    """Settings of the stage `sft`."""
+class SftSettings(EpochSettings):
+    """Settings of the stage `sft`; files hold conversations (`messages`, optional `tools`)."""
 
     chains: ChainSettings | None = None
     """Generated tasks to learn."""
-    files: tuple[str, ...] = ()
-    """JSONL files of conversations (`messages`, optional `tools`)."""
-    num_epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the data."""
-    tokens_per_batch: PositiveInt = 8192
-    """Most tokens of a micro-batch; samples are packed whole, longer ones are left out."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak."""
-    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
-    """Rate at the end of the decay."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear rise."""
-    decay_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of all steps in which the rate falls to its minimum."""
-    precision: Precision = "float32"
-    """Dtype of activations; parameters and moments are float32 in any case."""
-    seed: int = 0
-    """Of the tasks and of the order of samples."""
-    num_threads: PositiveInt | None = None
-    """Processor threads; None for torch's own choice."""
 
     @model_validator(mode="after")
     def _has_data(self) -> "SftSettings":
         if self.chains is None and not self.files:
             raise ValueError("needs data: a table `chains`, a list `files`, or both")
         return self
-
-    def files_read(self) -> list[Path]:
-        """Return the conversation files."""
-        paths = [Path(name).expanduser() for name in self.files]
-        for path in paths:
-            if not path.is_file():
-                raise ConfigError(f"files: {path} does not exist (from {Path.cwd()})")
-        return paths
-
-    def schedule(self, num_batches: int) -> Schedule:
-        """Return the schedule of a run over `num_batches` micro-batches per epoch."""
-        num_steps = max(1, round(num_batches * self.num_epochs / self.accumulation))
-        warmup_steps = min(self.warmup_steps, num_steps - 1)
-        return Schedule(
-            num_steps=num_steps,
-            learning_rate=self.learning_rate,
-            min_learning_rate=self.min_learning_rate,
-            warmup_steps=warmup_steps,
-            decay_steps=min(round(num_steps * self.decay_share), num_steps - warmup_steps),
-        )
 
 
 def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
@@ -89,22 +47,29 @@ def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
     held-out questions that are also in the training data.
     """
     with session(settings.num_threads):
-        model = set_precision(load_masters(inputs["model"]), settings.precision)
-        tokenizer_directory = model_directory(inputs["model"])
-        data = _prepare(settings, Tokenizer.from_directory(tokenizer_directory), out / "data")
+        model = load_for_tuning(inputs["model"], settings)
+        tokenizer = Tokenizer.from_directory(model_directory(inputs["model"]))
+        refusals = Refusals(settings.strict)
+        data = _prepare(settings, tokenizer, out / "data", refusals)
         batches = SampleBatches(data.samples, settings.tokens_per_batch, settings.seed)
-        plan = TrainSettings.of(settings, settings.schedule(batches.num_batches), "sft")
-        result = fit(model, batches, next_token_loss, plan, out, tokenizer_directory)
-    return _summary(result, data)
+        schedule = settings.schedule(batches.num_batches)
+        source = inputs["model"]
+        result = tune(model, batches, next_token_loss, settings, schedule, "sft", source, out)
+    return training_metrics(result) | {
+        "samples": float(len(data.samples)),
+        "samples_too_long": float(data.num_too_long),
+        "rows_refused": float(len(refusals.reasons)),
+    }
 
 
-def _prepare(settings: SftSettings, tokenizer: Tokenizer, folder: Path) -> SampleSet:
+def _prepare(
+    settings: SftSettings, tokenizer: Tokenizer, folder: Path, refusals: Refusals
+) -> SampleSet:
     """Write the data that this run learns from and is tested on, and tokenise the former."""
     conversations: list[Mapping[str, Any]] = []
     questions: list[dict[str, Any]] = []
     seed = mix_seed(settings.seed, "tasks")
-    for path in settings.files_read():
-        conversations += read_conversations(path)
+    conversations += read_records(settings.files_read(), refusals)
     if settings.chains is not None:
         conversations += train_conversations(settings.chains, seed)
         questions += held_out_questions(settings.chains, seed)
@@ -113,11 +78,13 @@ def _prepare(settings: SftSettings, tokenizer: Tokenizer, folder: Path) -> Sampl
     if questions:
         _write_jsonl(folder / "test.jsonl", questions)
     shown = track(conversations, "sft data", unit="conversations")
-    data = build_samples(shown, tokenizer, settings.tokens_per_batch)
+    data = build_samples(shown, tokenizer, settings.tokens_per_batch, refusals)
+    refusals.report(folder / "refused.txt")
     if not data.samples:
         raise DataError(
             f"none of {len(conversations)} conversations can be learnt from ({data.num_too_long} "
-            f"samples exceed tokens_per_batch = {settings.tokens_per_batch}); raise it or add data"
+            f"samples exceed tokens_per_batch = {settings.tokens_per_batch}, "
+            f"{len(refusals.reasons)} rows refused); raise it or add data"
         )
     return data
 
@@ -129,7 +96,7 @@ def check_disjoint(
 
     Raises: DataError naming both records.
     """
-    asked = {_user_text(record["messages"]): record["id"] for record in conversations}
+    asked = {_user_text(record.get("messages")): record["id"] for record in conversations}
     for question in questions:
         twin = asked.get(_user_text(question["prompt"]))
         if twin is not None:
@@ -138,23 +105,13 @@ def check_disjoint(
             )
 
 
-def _user_text(messages: Iterable[Mapping[str, Any]]) -> str:
+def _user_text(messages: Any) -> str:
     # What is no message is refused, with file and line, when samples are made.
-    known = (m for m in messages if isinstance(m, Mapping))
+    listed = messages if isinstance(messages, list) else []
+    known = (m for m in listed if isinstance(m, Mapping))
     texts = (str(m.get("content")) for m in known if m.get("role") in ("user", "system"))
     return " ".join(" ".join(texts).lower().split())
 
 
 def _write_jsonl(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     write_atomic(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-
-
-def _summary(result: TrainResult, data: SampleSet) -> dict[str, float]:
-    return {
-        "steps": float(result.position.step),
-        "tokens": float(result.position.tokens),
-        "tokens_per_s": result.position.tokens / result.position.elapsed_s,
-        "loss": result.last["loss"],
-        "samples": float(len(data.samples)),
-        "samples_too_long": float(data.num_too_long),
-    }

@@ -123,9 +123,14 @@ def test_files_of_conversations_are_learnt_too(base, tmp_path):
 
     with pytest.raises(DataError, match=r"none of 3 conversations .* tokens_per_batch = 3"):
         run(settings.model_copy(update={"tokens_per_batch": 3}), {"model": base}, tmp_path / "no")
-    file.write_text(json.dumps(answered) + "\n" + json.dumps(talk))
-    with pytest.raises(DataError, match=r"talk.jsonl, line 2: no assistant turn"):
-        run(settings, {"model": base}, tmp_path / "no")
+    file.write_text(json.dumps(answered) + "\n" + json.dumps(talk) + "\n{\n")
+    metrics = run(settings, {"model": base}, tmp_path / "some")
+    assert (metrics["samples"], metrics["rows_refused"]) == (1, 2)
+    refused = (tmp_path / "some" / "data" / "refused.txt").read_text()
+    assert "talk.jsonl, line 2: no assistant turn" in refused
+    assert "talk.jsonl, line 3: not JSON" in refused
+    with pytest.raises(DataError, match=r"talk.jsonl, line 3: not JSON"):
+        run(settings.model_copy(update={"strict": True}), {"model": base}, tmp_path / "no")
 
 
 def test_a_held_out_question_in_the_training_data_stops_the_stage():

@@ -5,8 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from plait.align import chains
+from plait.align.batches import SampleBatches
 from plait.align.chains import ChainSettings
-from plait.align.sft import SampleBatches, build_samples, read_conversations, samples_of
+from plait.align.records import Refusals
+from plait.align.sft import build_samples, samples_of
 from plait.core.errors import DataError
 from plait.data.pack import Sample, pack
 from plait.data.train_tokenizer import train_tokenizer
@@ -145,8 +147,8 @@ def test_special_tokens_in_contents_stay_text(tokenizer):
     ("messages", "message"),
     [
         ([user("Hi")], "c1: no assistant turn"),
-        ([], "c1: no assistant turn"),
-        (["Hi", "Hello"], "c1: a message is an object"),
+        ([], "c1: `messages` holds messages"),
+        (["Hi", "Hello"], "c1: `messages` holds messages, objects with role and content"),
         ([user(["Hi"]), assistant("x")], "c1: the chat template refuses"),
         ([{"role": "person", "content": "Hi"}, assistant("x")], "c1: .* role person"),
     ],
@@ -156,25 +158,13 @@ def test_conversations_that_teach_nothing_are_named(tokenizer, messages, message
         samples_of(conversation(*messages), tokenizer)
 
 
-def test_files_are_read_and_their_mistakes_named(tmp_path, tokenizer):
-    file = tmp_path / "talk.jsonl"
-    good = {"messages": [user("Hi"), assistant("Hä")]}
-    file.write_text(json.dumps(good) + "\n" + json.dumps({"id": "7", "messages": [user("Hi")]}))
-    records = list(read_conversations(file))
-    assert records[0]["messages"] == good["messages"]
-    with pytest.raises(DataError, match=r"talk.jsonl, line 2: no assistant turn"):
-        build_samples(records, tokenizer, 100)
-    for line, message in [
-        (b"{", "line 2: not JSON"),
-        (b'{"text": "x"}', "line 2: needs a list under `messages`"),
-        (b"[]", "line 2: needs a list under `messages`"),
-        (b'{"messages": [], "name": "\xe4"}', "line 2: not JSON: 'utf-8' codec"),
-    ]:
-        file.write_bytes(json.dumps(good).encode() + b"\n" + line)
-        with pytest.raises(DataError, match=message):
-            list(read_conversations(file))
-    with pytest.raises(DataError, match="cannot be read: No such file"):
-        list(read_conversations(tmp_path / "none.jsonl"))
+def test_a_conversation_that_teaches_nothing_is_counted_unless_strict(tokenizer):
+    refusals = Refusals()
+    good, bad = conversation(user("Hi"), assistant("x")), conversation(user("Hi"))
+    assert len(build_samples([bad, good, bad], tokenizer, 100, refusals).samples) == 1
+    assert refusals.reasons == ["c1: no assistant turn, so nothing to learn; remove it"] * 2
+    with pytest.raises(DataError, match="c1: no assistant turn"):
+        build_samples([good, bad], tokenizer, 100)
 
 
 def test_samples_that_are_too_long_are_counted_and_left_out(tokenizer):

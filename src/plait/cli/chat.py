@@ -41,7 +41,7 @@ def chat(
     Raises: PlaitError if the model cannot be loaded or the sampling options are refused.
     """
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
-    engine = Engine.from_path(model_directory(model))
+    engine = Engine.from_path(model_directory(model), max_num_seqs=1)
     num_parameters = engine.model.spec.num_parameters
     if num_parameters < _ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)

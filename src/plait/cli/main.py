@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plait.cli import align
 from plait.core.errors import ConfigError, PlaitError
 
 app = typer.Typer(
@@ -55,6 +56,52 @@ def chat(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Model directory, run folder or hub id.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory to plan with, for instance 22GiB.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of prompt and answer.")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, help="Requests that run at once; up to 32 if not given.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key clients must send.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    prefix_cache: Annotated[bool, typer.Option(help="Reuse what prompts have in common.")] = True,
+) -> None:
+    """Serve a model: OpenAI's API, and a chat page."""
+    from plait.cli.serve import Address
+    from plait.cli.serve import serve as start_server
+
+    start_server(
+        model,
+        Address(host, port),
+        memory=memory,
+        context=context,
+        max_num_seqs=max_num_seqs,
+        api_key_file=api_key_file,
+        dtype=dtype,
+        prefix_cache=prefix_cache,
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model directory, run folder or hub id.")],
+) -> None:
+    """Check that a model loads elsewhere and print the vLLM command that serves it."""
+    from plait.cli.export import export as export_model
+
+    export_model(model)
+
+
+@app.command()
 def info(
     model: Annotated[str, typer.Argument(help="Preset, model directory, run folder or hub id.")],
 ) -> None:
@@ -72,6 +119,10 @@ def report(
     from plait.eval.report import write_report
 
     typer.echo(f"report: {write_report(run)}")
+
+
+for verb in align.VERBS:
+    app.command()(verb)
 
 
 def main() -> None:

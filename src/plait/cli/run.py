@@ -45,6 +45,11 @@ STAGES = {
         "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
     ),
     "sft": StageKind("plait.align.sft_stage", "SftSettings", ("model",)),
+    "pairs": StageKind("plait.align.pairs_stage", "PairsSettings", ("model",), ("reward",)),
+    "dpo": StageKind("plait.align.dpo_stage", "DpoSettings", ("model",), ("pairs",)),
+    "reward": StageKind("plait.align.reward_stage", "RewardSettings", ("model",), ("pairs",)),
+    "grpo": StageKind("plait.align.grpo_stage", "GrpoSettings", ("model",), ("reward",)),
+    "merge": StageKind("plait.align.merge_stage", "MergeSettings", ("model", "other")),
     "eval": StageKind("plait.eval.stage", "EvalSettings", ("model", "pretrain")),
 }
 
@@ -62,18 +67,23 @@ def check_recipe(recipe: Recipe) -> list[Stage]:
 
     Raises: ConfigError naming file and key or role.
     """
-    checked = []
-    for file in recipe.stages:
-        if file.kind not in STAGES:
-            raise ConfigError(
-                f"{file.path}: no stage kind {file.kind!r}; {nearest(file.kind, list(STAGES))}"
-            )
-        kind = STAGES[file.kind]
-        _check_inputs(file, kind)
-        module = importlib.import_module(kind.module)
-        settings = getattr(module, kind.settings).parse(file.table, str(file.path))
-        checked.append(Stage(file, settings, module))
-    return checked
+    return [check_stage(file) for file in recipe.stages]
+
+
+def check_stage(file: StageFile) -> Stage:
+    """Check one stage's kind, inputs and settings.
+
+    Raises: ConfigError naming file and key or role.
+    """
+    if file.kind not in STAGES:
+        raise ConfigError(
+            f"{file.path}: no stage kind {file.kind!r}; {nearest(file.kind, list(STAGES))}"
+        )
+    kind = STAGES[file.kind]
+    _check_inputs(file, kind)
+    module = importlib.import_module(kind.module)
+    settings = getattr(module, kind.settings).parse(file.table, str(file.path))
+    return Stage(file, settings, module)
 
 
 def _check_inputs(file: StageFile, kind: StageKind) -> None:
@@ -105,7 +115,7 @@ def run_recipe(directory: Path, out: Path, overrides: Sequence[str], until: str 
     with exclusive(run_directory):
         folders: dict[str, Path] = {}
         for stage in stages:
-            folders[stage.file.key] = _run_stage(stage, run_directory, folders)
+            folders[stage.file.key] = run_stage(stage, run_directory, folders)
             if stage.file.key == until:
                 break
         finish(run_directory, folders)
@@ -159,7 +169,9 @@ def summarise(folders: dict[str, Path]) -> dict[str, float]:
     return summary | {"run.wall_s": wall_s, "run.peak_memory_gib": peak_gib}
 
 
-def _run_stage(stage: Stage, run_directory: Path, folders: dict[str, Path]) -> Path:
+def run_stage(stage: Stage, run_directory: Path, folders: dict[str, Path]) -> Path:
+    """Run a stage in `run_directory`/name unless it is finished there; `folders` holds the stages
+    before it by key."""
     file = stage.file
     inputs = {
         role: folders[source] if source in folders else Path(source).expanduser()

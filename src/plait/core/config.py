@@ -32,7 +32,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(table)
         except ValidationError as error:
-            problems = [_describe(cls, detail) for detail in error.errors()]
+            problems = [describe_problem(cls, detail) for detail in error.errors()]
             raise ConfigError(f"{source}: " + "; ".join(problems)) from None
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
@@ -64,7 +64,8 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(sorted(allowed))
 
 
-def _describe(cls: type[BaseModel], detail: Any) -> str:
+def describe_problem(cls: type[BaseModel], detail: Any) -> str:
+    """Say what is wrong with a table of `cls`, from one entry of pydantic's `errors()`."""
     *parents, last = detail["loc"] or ("(table)",)
     key = ".".join(str(part) for part in detail["loc"]) or "(table)"
     if detail["type"] == "extra_forbidden":

@@ -59,7 +59,7 @@ def read_recipe(directory: Path, overrides: Iterable[str] = ()) -> Recipe:
     for path in files:
         stages.append(_read_stage(path, [stage.key for stage in stages]))
     for override in overrides:
-        _apply(override, stages)
+        apply_override(override, stages)
     return Recipe(directory.resolve().name, stages)
 
 
@@ -93,7 +93,11 @@ def _read_stage(path: Path, earlier: list[str]) -> StageFile:
     return StageFile(path, path.stem, key, kind, inputs, table)
 
 
-def _apply(override: str, stages: list[StageFile]) -> None:
+def apply_override(override: str, stages: list[StageFile]) -> None:
+    """Apply `stage.key=value` to the table of the stage that it names.
+
+    Raises: ConfigError for a malformed override or one that names no stage.
+    """
     left, equals, right = override.partition("=")
     key, *parts = left.strip().split(".")
     if not equals or not parts:

@@ -194,6 +194,7 @@ class TagBans:
         candidates = [(id_, piece) for id_, piece in enumerate(token_bytes) if b">" in piece]
         self._in_answer: dict[bytes, Tensor] = {}
         self._in_trace: dict[bytes, Tensor] = {}
+        self._begins_answer: dict[bytes, Tensor] = {}
         for partial in _PARTIALS:
             texts = [(id_, partial + piece) for id_, piece in candidates]
             self._add(self._in_answer, partial, [i for i, text in texts if _has_tag(text)])
@@ -201,6 +202,7 @@ class TagBans:
             closed = [(id_, text.partition(CLOSE)[2]) for id_, text in texts]
             twice = [i for i, rest in closed if _has_tag(rest)]
             self._add(self._in_trace, partial, [*twice, *sorted(end_ids)])
+            self._add(self._begins_answer, partial, [i for i, rest in closed if rest.strip()])
 
     def banned(self, thinking: Thinking) -> Tensor | None:
         """Return the ids, int64, that may not follow now, or None if all may."""
@@ -208,6 +210,15 @@ class TagBans:
             return None
         table = self._in_answer if thinking.phase is Phase.ANSWER else self._in_trace
         return table.get(thinking.partial)
+
+    def beginning_answer(self, thinking: Thinking) -> Tensor | None:
+        """Return the ids, int64, that would close the trace and begin the answer in one token.
+
+        A grammar judges whole tokens, so its answer must begin with a token of its own.
+        """
+        if thinking.phase in (Phase.OUTSIDE, Phase.ANSWER):
+            return None
+        return self._begins_answer.get(thinking.partial)
 
     @staticmethod
     def _add(table: dict[bytes, Tensor], partial: bytes, ids: list[int]) -> None:

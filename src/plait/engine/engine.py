@@ -1,13 +1,14 @@
 """Prompts to completions.
 
-The engine owns a model and a tokenizer; each call of `generate` or `stream` runs a loop of its own,
-whose state is as large as the call needs and is gone afterwards. So an exception, or a stream that
-nobody reads to its end, leaves nothing behind. Prompts are texts, token ids or conversations; all
-become token ids here, and nothing below knows text.
+The engine owns a model, a tokenizer and one loop in which all requests run together. `submit` and
+`step` drive it by hand, as a server does; `generate` and `stream` do it for the caller, who may use
+them while other requests run. Prompts are texts, token ids or conversations; all become token ids
+here, and nothing below knows text. An engine is for one thread at a time.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 from plait.core.errors import CheckpointError, RequestError
 from plait.data.chat import Message
 from plait.data.tokenizer import Tokenizer
-from plait.engine.generation import Generation, SplitText
+from plait.engine.generation import Generation
+from plait.engine.handle import Handle
 from plait.engine.loop import Loop
-from plait.engine.request import Completion, Delta, SamplingParams
+from plait.engine.memory_plan import plan_for_model
+from plait.engine.request import Completion, Delta, EngineStats, SamplingParams
 from plait.engine.vocabulary import Vocabulary
 from plait.model.lm import HybridLM
 
@@ -30,10 +33,18 @@ template."""
 class Engine:
     """Batched generation with a thinking budget.
 
-    max_num_seqs: rows that run at once. max_context: tokens of prompt and output together; None is
-    the model's own limit. prefill_chunk_tokens: prompt tokens read in one forward. end_ids: tokens
-    that end an output besides the tokenizer's ends of turn and text.
-    Raises: CheckpointError if the tokenizer has more ids than the model.
+    memory_bytes: what the weights, the pools and all else may take together; None is what the
+    device has free. max_num_seqs: requests that run at once; None is up to 32, as many as fit.
+    max_context: tokens of prompt and output together; None is the model's own limit, or what fits.
+    prefill_chunk_tokens: prompt tokens read between two tokens of the running answers; None is 512
+    on a CPU and 2048 elsewhere. prefix_cache: reuse what prompts have in common. state_dtype: of
+    the SSM states; None is float32 (float64 for a float64 model). end_ids: tokens that end an
+    output besides the tokenizer's ends of turn and text.
+
+    Pools are allocated at the first request. A model whose parameters are changed in place between
+    requests is noticed, unless it is by `.data`: call `reset` then.
+    Raises: CheckpointError if the tokenizer has more ids than the model, CapacityError with the
+    arithmetic if what is asked for does not fit.
     """
 
     def __init__(
@@ -41,21 +52,30 @@ class Engine:
         model: HybridLM,
         tokenizer: Tokenizer,
         *,
-        max_num_seqs: int = 32,
+        memory_bytes: int | None = None,
+        max_num_seqs: int | None = None,
         max_context: int | None = None,
-        prefill_chunk_tokens: int = 2048,
+        prefill_chunk_tokens: int | None = None,
+        prefix_cache: bool = True,
+        state_dtype: torch.dtype | None = None,
         end_ids: Sequence[int] = (),
     ) -> None:
+        if prefill_chunk_tokens is None:
+            on_cpu = model.backbone.embeddings.weight.device.type == "cpu"
+            prefill_chunk_tokens = 512 if on_cpu else 2048
+        sizes = {
+            "memory_bytes": memory_bytes,
+            "max_num_seqs": max_num_seqs,
+            "max_context": max_context,
+            "prefill_chunk_tokens": prefill_chunk_tokens,
+        }
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}; allowed: 1 or more")
         self.model = model
         self.tokenizer = tokenizer
-        self.max_num_seqs = max_num_seqs
-        self.max_context = (
-            model.spec.max_position_embeddings if max_context is None else max_context
-        )
         self.prefill_chunk_tokens = prefill_chunk_tokens
-        for name in ("max_num_seqs", "max_context", "prefill_chunk_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; allowed: 1 or more")
+        self.state_dtype = state_dtype
         self._vocabulary = Vocabulary(tokenizer, end_ids)
         num_ids = len(self._vocabulary.token_bytes)
         if num_ids > model.spec.vocab_size:
@@ -63,6 +83,17 @@ class Engine:
                 f"the tokenizer has {num_ids} ids, the model {model.spec.vocab_size}: they do not "
                 "belong together"
             )
+        self.memory_plan = plan_for_model(
+            model,
+            memory_bytes,
+            state_dtype=state_dtype,
+            max_num_seqs=max_num_seqs,
+            max_context=max_context,
+            prefix_cache=prefix_cache,
+            prefill_tokens=prefill_chunk_tokens,
+        )
+        self.max_context = self.memory_plan.max_context
+        self._weights_version = 0
 
     @classmethod
     def from_path(
@@ -71,13 +102,13 @@ class Engine:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        max_num_seqs: int = 32,
-        max_context: int | None = None,
+        **options: Any,
     ) -> "Engine":
         """Load a Hugging Face directory, or hub id, with its tokenizer.
 
-        dtype: None keeps that of the files.
-        Raises: CheckpointError or DataError naming the file that is missing or wrong.
+        dtype: None keeps that of the files. options: those of `Engine`, except end_ids.
+        Raises: CheckpointError or DataError naming the file that is missing or wrong;
+        CapacityError.
         """
         from plait.model.hf import load, local_directory
 
@@ -85,9 +116,8 @@ class Engine:
         return cls(
             load(directory, dtype=dtype, device=device),
             Tokenizer.from_directory(directory),
-            max_num_seqs=max_num_seqs,
-            max_context=max_context,
             end_ids=_end_ids(directory),
+            **options,
         )
 
     def generate(
@@ -109,18 +139,21 @@ class Engine:
         if isinstance(params, Sequence) and len(params) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts but {len(params)} sampling parameters")
         each = params if isinstance(params, Sequence) else [params] * len(prompts)
-        generations = []
-        for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
-            try:
-                generations.append(self._start(prompt, own, tools, enable_thinking))
-            except RequestError as error:
-                raise RequestError(f"prompt {index}: {error}") from None
-        loop = self._loop(len(prompts))
-        for generation in generations:
-            loop.submit(generation)
-        while loop.has_work:
-            loop.step()
-        return [generation.completion() for generation in generations]
+        handles: list[Handle] = []
+        try:
+            for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+                try:
+                    handles.append(
+                        self.submit(prompt, own, tools=tools, enable_thinking=enable_thinking)
+                    )
+                except RequestError as error:
+                    raise RequestError(f"prompt {index}: {error}") from None
+            while not all(handle.finished for handle in handles):
+                self.step()
+            return [handle.completion() for handle in handles]
+        finally:
+            for handle in handles:
+                self.cancel(handle)
 
     def stream(
         self,
@@ -133,11 +166,63 @@ class Engine:
         """Return an iterator over the text of one completion as it grows.
 
         The pieces, joined, equal `reasoning` and `content` of the completion that the last one
-        carries.
+        carries. Closing the iterator early cancels the request.
         Raises: RequestError at once, not at the first piece; CapacityError.
         """
-        generation = self._start(prompt, params, tools, enable_thinking)
-        return _deltas(generation, self._loop(1))
+        return self._deltas(
+            self.submit(prompt, params, tools=tools, enable_thinking=enable_thinking)
+        )
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> Handle:
+        """Put a request in line; it runs when `step` is called.
+
+        Raises: RequestError or CapacityError at once if it can never run.
+        """
+        prompt_ids = self.encode(prompt, tools=tools, enable_thinking=enable_thinking)
+        generation = Generation(
+            prompt_ids, params or SamplingParams(), self._vocabulary, self.max_context
+        )
+        if not self.has_work:
+            self._forget_old_weights()
+        self._loop.submit(generation)
+        return Handle(generation)
+
+    def reset(self) -> None:
+        """Give the pools back and forget stored prefixes; the next request makes new ones.
+
+        Raises: ValueError if requests still run.
+        """
+        if self.has_work:
+            raise ValueError("requests still run: cancel them first")
+        self.__dict__.pop("_loop", None)
+
+    def step(self) -> None:
+        """Advance every running request by a token and read waiting prompts.
+
+        What goes wrong with a request ends that request (`Handle.completion` raises it), and no
+        other.
+        """
+        self._loop.step()
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request waits or runs."""
+        return self._loop.has_work
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request and free what it holds; one that is over stays as it is."""
+        self._loop.cancel(handle.generation)
+
+    def stats(self) -> EngineStats:
+        """Return what the engine does now and has done so far."""
+        return self._loop.stats()
 
     def encode(
         self,
@@ -166,39 +251,35 @@ class Engine:
             )
         return ids
 
-    def _start(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        tools: Sequence[Mapping[str, Any]] | None,
-        enable_thinking: bool | None,
-    ) -> Generation:
-        prompt_ids = self.encode(prompt, tools=tools, enable_thinking=enable_thinking)
-        return Generation(
-            prompt_ids, params or SamplingParams(), self._vocabulary, self.max_context
-        )
+    def _deltas(self, handle: Handle) -> Iterator[Delta]:
+        try:
+            completion = None
+            while completion is None:
+                if not handle.finished:
+                    self.step()
+                delta = handle.read()
+                completion = delta.completion
+                if delta.reasoning or delta.content or delta.completion:
+                    yield delta
+        finally:
+            self.cancel(handle)
 
-    def _loop(self, num_requests: int) -> Loop:
+    @cached_property
+    def _loop(self) -> Loop:
         return Loop(
             self.model,
-            min(self.max_num_seqs, num_requests),
-            self.max_context,
+            self.memory_plan,
             self.prefill_chunk_tokens,
             len(self._vocabulary.token_bytes),
+            self.state_dtype,
         )
 
-
-def _deltas(generation: Generation, loop: Loop) -> Iterator[Delta]:
-    loop.submit(generation)
-    text = SplitText(generation)
-    if loop.has_work:
-        loop.step()
-    while generation.finish_reason is None:
-        reasoning, content = text.read()
-        if reasoning or content:
-            yield Delta(reasoning, content, len(generation.token_ids))
-        loop.step()
-    yield Delta(*text.read(), len(generation.token_ids), generation.completion())
+    def _forget_old_weights(self) -> None:
+        """Drop stored prefixes if the parameters were changed since the last request."""
+        version = sum(parameter._version for parameter in self.model.parameters())
+        if version != self._weights_version:
+            self._loop.prefix.clear()
+            self._weights_version = version
 
 
 def _end_ids(directory: Path) -> list[int]:

@@ -4,27 +4,12 @@ import pytest
 import torch
 
 from plait.core.errors import CapacityError, CheckpointError, RequestError
-from plait.data.tokenizer import Tokenizer
-from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
-from plait.engine.fakes_test import MARK, ByteTokenizer, ScriptedModel
+from plait.engine.fakes_test import FAKE, GREEDY, NUM, ScriptedModel, conversations, script
 from plait.engine.request import Completion, SamplingParams
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
-
-GREEDY = SamplingParams(temperature=0)
-FAKE = ByteTokenizer("think", ">\n\n", "</")
-
-
-def script(name: int, prompt: str, output: str) -> tuple[list[int], list[int]]:
-    """Return a prompt that no other script has, and the whole script."""
-    prompt_ids = [NAMES[name], MARK, *FAKE.encode_plain(prompt)]
-    return prompt_ids, prompt_ids + FAKE.encode_plain(output)
-
-
-NAMES = list(range(60, 100))
-TRACE = "Assistant\n<think>\n"
 
 
 def test_more_requests_than_rows_each_in_its_own_state():
@@ -42,9 +27,9 @@ def test_more_requests_than_rows_each_in_its_own_state():
     assert model.num_forwards < sum(lengths) / 3 + max(lengths)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5, 7, 1000])
+@pytest.mark.parametrize("chunk", [1, 33, 100, 1000])
 def test_chunks_of_any_size_read_every_prompt_once(chunk):
-    pairs = [script(i, "p" * n, "abc") for i, n in enumerate([1, 11, 4, 6])]
+    pairs = [script(i, "p" * n, "abc") for i, n in enumerate([1, 110, 30, 65])]
     model = ScriptedModel(FAKE, *(whole for _, whole in pairs))
     engine = Engine(model, FAKE, max_num_seqs=3, prefill_chunk_tokens=chunk)
     for completion in engine.generate([prompt for prompt, _ in pairs], GREEDY):
@@ -53,64 +38,16 @@ def test_chunks_of_any_size_read_every_prompt_once(chunk):
 
 
 def test_a_long_prompt_does_not_stall_a_running_answer():
-    short, long = script(0, "p", "a" * 30), script(1, "p" * 40, "b")
+    short, long = script(0, "p", "a" * 30), script(1, "p" * 400, "b")
     model = ScriptedModel(FAKE, short[1], long[1])
-    engine = Engine(model, FAKE, prefill_chunk_tokens=4)
-    engine.generate([short[0], long[0]], GREEDY)
-    # 44 prompt tokens of both make 11 chunks or so, each beside a decode step.
-    assert model.num_forwards < 31 + 14
-
-
-def run(output: str, prompt: str = TRACE, **fields) -> tuple[Completion, ScriptedModel]:
-    prompt_ids, whole = script(0, prompt, output)
-    model = ScriptedModel(FAKE, whole)
-    params = SamplingParams(temperature=0, **fields)
-    return Engine(model, FAKE).generate([prompt_ids], params)[0], model
-
-
-def test_newline_rule_closes_at_the_end_of_a_line():
-    completion, model = run("one\ntwo\nthree\n---answer", max_thinking_tokens=5)
-    assert completion.reasoning == "one\ntwo"
-    assert completion.num_reasoning_tokens == 8
-    # The forced close took the place of "thr": the script goes on behind it.
-    assert completion.content == "ee\n---answer"
-    assert completion.well_formed
-    assert model.read[NAMES[0]] == completion.prompt_ids + completion.token_ids[:-1]
-
-
-def test_newline_rule_forces_at_budget_and_grace():
-    completion, _ = run("x" * 100, max_thinking_tokens=5, budget_grace_tokens=20)
-    assert completion.num_reasoning_tokens == 25
-    assert completion.reasoning == "x" * 25
-    assert completion.well_formed
-
-
-@pytest.mark.parametrize("budget", [0, 1, 7])
-def test_hard_rule_is_exact(budget):
-    completion, model = run("x\n" * 50, max_thinking_tokens=budget, budget_rule="hard")
-    assert completion.num_reasoning_tokens == budget
-    assert (completion.reasoning or "") == ("x\n" * 50)[:budget].strip()
-    forced = sum(completion.forced)
-    assert forced == 3 + budget % 2
-    # The close is read at once: as a part of the prompt or as one chunk.
-    assert model.num_forwards == len(completion.token_ids) - forced
-
-
-def test_a_trace_that_ends_by_itself_is_left_alone():
-    completion, _ = run("ab\n</think>\n\nyes", max_thinking_tokens=5, budget_grace_tokens=3)
-    assert (completion.reasoning, completion.content) == ("ab", "yes")
-    assert not any(completion.forced)
-
-
-def test_reopening_is_masked_and_free_on_request():
-    output = "ab\n</think>\n\n<think>more</think>\n\nyes"
-    free, _ = run(output, free_think_tags=True)
-    assert (free.num_closing_tags, free.well_formed) == (2, False)
-    assert free.content == "<think>more</think>\n\nyes"
-    masked, _ = run(output)
-    assert masked.num_closing_tags == 1
-    assert masked.well_formed
-    assert "<think>" not in masked.content
+    engine = Engine(model, FAKE, prefill_chunk_tokens=32)
+    running, reading = (engine.submit(prompt, GREEDY) for prompt, _ in (short, long))
+    for num_tokens in range(1, 12):
+        engine.step()
+        # A token for the one and 32 of the prompt for the other in every step but the first,
+        # which read the short prompt.
+        assert running.read().num_tokens == num_tokens
+        assert reading.generation.num_fed == 32 * (num_tokens - 1)
 
 
 def test_an_exception_leaves_the_engine_usable():
@@ -131,6 +68,7 @@ def test_a_stream_left_early_leaves_the_engine_usable():
     assert next(stream).content == "a"
     stream.close()
     engine.model.read.clear()
+    assert not engine.has_work
     assert engine.generate([prompt], GREEDY)[0].content == "abc"
     assert not torch.is_inference_mode_enabled()
 
@@ -145,39 +83,40 @@ def test_no_character_is_shown_before_it_is_whole():
     assert last.completion.content == "né 😀€ END of "
 
 
-def test_memory_that_cannot_be_had(monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+def test_changed_weights_and_reset_forget_stored_prefixes(model, tokenizer):
+    changed = init_weights(HybridLM(model.spec), seed=0)
+    engine = Engine(changed, tokenizer)
+    prompt = [{"role": "user", "content": "hello" + " cat" * 40}]
+    params = SamplingParams(max_tokens=3, temperature=0)
 
-    prompt, whole = script(0, "p", "abc")
-    engine = Engine(ScriptedModel(FAKE, whole), FAKE)
-    monkeypatch.setattr("plait.engine.runner.HybridState.empty", refuse)
-    with pytest.raises(CapacityError, match=r"1 sequences of 256 tokens.*lower max_num_seqs"):
-        engine.generate([prompt])
+    def num_cached() -> int:
+        return engine.generate([prompt], params)[0].num_cached_tokens
 
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    text = "hello world, the cat sat on it. User Assistant <think>\nso\n</think>\n\nyes é € "
-    return train_tokenizer([text] * 4, vocab_size=300)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer) -> HybridLM:
-    # Wider than the tokenizer, as padded vocabularies are.
-    spec = ModelSpec.preset("test").model_copy(update={"vocab_size": tokenizer.vocab_size + 7})
-    return init_weights(HybridLM(spec, dtype=torch.float64), seed=0)
+    assert [num_cached(), num_cached() > 0] == [0, True]
+    with torch.no_grad():
+        changed.lm_head.weight.mul_(0.5)
+    assert [num_cached(), num_cached() > 0] == [0, True]
+    handle = engine.submit(prompt, params)
+    with pytest.raises(ValueError, match="requests still run"):
+        engine.reset()
+    engine.cancel(handle)
+    engine.reset()
+    assert num_cached() == 0
 
 
-NUM = 8
+def test_states_may_be_kept_short(model, tokenizer):
+    single = init_weights(HybridLM(model.spec), seed=0)
+    prompts, params = conversations(4), SamplingParams(max_tokens=12, temperature=0, logprobs=True)
+    engines = [Engine(single, tokenizer), Engine(single, tokenizer, state_dtype=torch.bfloat16)]
+    full, short = (engine.generate(prompts, params) for engine in engines)
+    assert engines[1].memory_plan.state_bytes < 0.7 * engines[0].memory_plan.state_bytes
+    for one, other in zip(full, short, strict=True):
+        assert abs(one.logprobs[0] - other.logprobs[0]) < 0.05
 
 
-def conversations(num: int) -> list[list[dict[str, str]]]:
-    switch = ["", " /no_think"]
-    return [
-        [{"role": "user", "content": "hello" + " cat" * (i * i % 13) + switch[i % 2]}]
-        for i in range(num)
-    ]
+def test_an_engine_that_does_not_fit_is_refused(model, tokenizer):
+    with pytest.raises(CapacityError, match=r"does not fit in 1 MiB .*weights .*give more memory"):
+        Engine(model, tokenizer, memory_bytes=2**20)
 
 
 def some_params(i: int) -> SamplingParams:
@@ -246,30 +185,6 @@ def test_logprobs_equal_those_of_the_whole_sequence_in_float32(model, tokenizer)
         got = torch.tensor(completion.logprobs)
         torch.testing.assert_close(got[sampled], want[sampled], atol=1e-4, rtol=0)
         assert torch.all(got[~sampled] == 0)
-
-
-@pytest.mark.parametrize("rule", ["newline", "hard"])
-def test_every_budget_gives_well_formed_output(model, tokenizer, rule):
-    engine = Engine(model, tokenizer, max_num_seqs=40)
-    prompt = conversations(1)[0]
-    params = [
-        SamplingParams(
-            max_tokens=budget + 20,
-            max_thinking_tokens=budget,
-            budget_rule=rule,
-            budget_grace_tokens=6,
-            ignore_eos=True,
-            seed=budget,
-            temperature=3.0,
-        )
-        for budget in range(25)
-    ]
-    for budget, completion in enumerate(engine.generate([prompt] * 25, params)):
-        assert completion.well_formed
-        assert completion.text.count("</think>") == 1
-        assert "<think>" not in completion.content
-        low, high = (budget, budget) if rule == "hard" else (budget, budget + 6)
-        assert low <= completion.num_reasoning_tokens <= high
 
 
 def test_prompts_as_text_ids_and_conversation_are_the_same(model, tokenizer):

@@ -6,6 +6,8 @@ from collections import defaultdict
 import torch
 
 from plait.data.tokenizer import Tokenizer
+from plait.engine.engine import Engine
+from plait.engine.request import Completion, SamplingParams
 from plait.engine.vocabulary import Vocabulary
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
@@ -77,3 +79,36 @@ class ScriptedModel(HybridLM):
         assert state.capacity_tokens >= int(state.lengths.max())
         stacked = torch.stack(logits)
         return stacked.view(*tokens.shape, -1) if logits_for is None else stacked[logits_for]
+
+
+GREEDY = SamplingParams(temperature=0)
+FAKE = ByteTokenizer("think", ">\n\n", "</")
+
+
+def script(name: int, prompt: str, output: str) -> tuple[list[int], list[int]]:
+    """Return a prompt that no other script has, and the whole script."""
+    prompt_ids = [NAMES[name], MARK, *FAKE.encode_plain(prompt)]
+    return prompt_ids, prompt_ids + FAKE.encode_plain(output)
+
+
+NAMES = list(range(60, 100))
+TRACE = "Assistant\n<think>\n"
+PLAIN = "once upon"
+
+
+def run(output: str, prompt: str = TRACE, **fields) -> tuple[Completion, ScriptedModel]:
+    prompt_ids, whole = script(0, prompt, output)
+    model = ScriptedModel(FAKE, whole)
+    params = SamplingParams(temperature=0, **fields)
+    return Engine(model, FAKE).generate([prompt_ids], params)[0], model
+
+
+NUM = 8
+
+
+def conversations(num: int) -> list[list[dict[str, str]]]:
+    switch = ["", " /no_think"]
+    return [
+        [{"role": "user", "content": "hello" + " cat" * (i * i % 13) + switch[i % 2]}]
+        for i in range(num)
+    ]

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from plait.core.errors import RequestError
+from plait.core.errors import PlaitError, RequestError
 from plait.engine.budget import Phase, Thinking, phase_after, thinking_limits
-from plait.engine.request import Completion, FinishReason, SamplingParams
-from plait.engine.text import TextSection, decode, find_first, num_held_bytes
+from plait.engine.edits import LogitEdits
+from plait.engine.request import Completion, FinishReason, SamplingParams, TokenLogprob
+from plait.engine.sampler import Edit
+from plait.engine.text import decode, find_first, num_held_bytes
 from plait.engine.vocabulary import Vocabulary
 
 _UNIFORMS_AT_ONCE = 64
@@ -36,15 +38,23 @@ class Generation:
         self.params = params
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
+        self.top_logprobs: list[list[TokenLogprob]] = []
         self.forced: list[bool] = []
+        self.prompt_scores: list[tuple[float, list[TokenLogprob]]] = []
+        """Of prompt tokens 1, 2, ..., as far as read; filled if the request asks for it."""
+        self.num_cached_tokens = 0
         self.num_fed = 0
         """Tokens of prompt and output that the model has read."""
         self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+        """Why the generation failed; it is over then, without a result."""
         self._vocabulary = vocabulary
         self._max_tokens = _room(self.prompt_ids, params, vocabulary, max_context)
         ends = frozenset() if params.ignore_eos else vocabulary.end_ids
         self._stop_ids = ends | set(params.stop_token_ids)
         self._uniforms = _uniforms(params)
+        self._edits = LogitEdits(params, self.prompt_ids, len(vocabulary.token_bytes))
+        self._matcher = vocabulary.grammars.matcher(params.grammar) if params.grammar else None
         self._stops = [text.encode() for text in params.stop]
         self._content_start: int | None = None
         self._searched = 0
@@ -76,20 +86,68 @@ class Generation:
         """Return the number in [0, 1) that decides the next token; a greedy request uses none."""
         return next(self._uniforms) if self.params.temperature > 0 else 0.0
 
-    def banned(self) -> Tensor | None:
-        """Return ids that may not be sampled now, or None."""
-        return None if self.params.free_think_tags else self._vocabulary.bans.banned(self.thinking)
+    @property
+    def special_positions(self) -> list[int]:
+        """Places of the prompt's special tokens, which begin and end messages."""
+        pieces = self._vocabulary.token_bytes
+        return [place for place, id_ in enumerate(self.prompt_ids) if not pieces[id_]]
 
-    def accept(self, token: int, logprob: float) -> None:
-        """Take a sampled token; it may end the output or the trace."""
-        self._append(token, logprob, forced=False)
+    @property
+    def is_over(self) -> bool:
+        """True once nothing more will come: finished or failed."""
+        return self.finish_reason is not None or self.error is not None
+
+    def edit(self) -> Edit | None:
+        """Return what to do to the logits before the next token is chosen, or None."""
+        bans = self._bans()
+        in_grammar = self._matcher is not None and self._in_answer
+        if not (bans or in_grammar or self._edits.is_active):
+            return None
+
+        def edit(row: Tensor) -> None:
+            self._edits.apply(row)
+            for ids in bans:
+                row[ids.to(row.device)] = -torch.inf
+            if in_grammar and self._matcher is not None:
+                row[~self._matcher.allowed().to(row.device)] = -torch.inf
+
+        return edit
+
+    def accept(
+        self, token: int | None, logprob: float, top_logprobs: Sequence[TokenLogprob] = ()
+    ) -> None:
+        """Take a sampled token; it may end the output or the trace. None fails the generation."""
+        if token is None:
+            self.error = PlaitError(
+                "no token can be chosen: the model gave logits that are not finite (its weights "
+                "hold NaN or infinity, or its activations overflow in this dtype; try float32 or "
+                "bfloat16), or biases and grammar leave no token"
+            )
+            return
+        in_answer = self._in_answer
+        self._append(token, logprob, top_logprobs, forced=False)
+        if self._matcher is not None and in_answer and token not in self._stop_ids:
+            try:
+                self._matcher.consume(token)
+            except PlaitError as error:
+                self.error = error
+                return
+            if self._matcher.is_complete and self.finish_reason is None:
+                self._finish("stop")
         if self.finish_reason is None:
             self._force()
 
     def completion(self) -> Completion:
-        """Return the result of a finished generation."""
+        """Return the result of a finished generation.
+
+        Raises: its own error if it failed.
+        """
+        if self.error is not None:
+            raise self.error
         if self.finish_reason is None:
             raise ValueError("the generation is not finished")
+        params = self.params
+        scores = self.prompt_scores if params.prompt_logprobs else None
         thinking, end = self.thinking, self._text_end
         trace = None
         if thinking.trace_start is not None:
@@ -100,7 +158,7 @@ class Generation:
         return Completion(
             prompt_ids=self.prompt_ids,
             token_ids=self.token_ids,
-            logprobs=self.logprobs if self.params.logprobs else None,
+            logprobs=self.logprobs if params.logprobs else None,
             forced=self.forced,
             text=decode(bytes(thinking.output[:end])),
             reasoning=None if trace is None else decode(trace, strip=True),
@@ -108,6 +166,10 @@ class Generation:
             finish_reason=self.finish_reason,
             num_reasoning_tokens=thinking.num_trace_tokens,
             num_closing_tags=thinking.num_closing_tags,
+            num_cached_tokens=self.num_cached_tokens,
+            top_logprobs=self.top_logprobs if params.top_logprobs else None,
+            prompt_logprobs=None if scores is None else [None, *(score for score, _ in scores)],
+            prompt_top_logprobs=None if scores is None else [[], *(top for _, top in scores)],
         )
 
     @property
@@ -125,9 +187,34 @@ class Generation:
     def _text_end(self) -> int:
         return len(self.thinking.output) if self._stop_at is None else self._stop_at
 
-    def _append(self, token: int, logprob: float, *, forced: bool) -> None:
+    @property
+    def _in_answer(self) -> bool:
+        # A grammar leaves no room to open a trace, so what is outside of one is the answer.
+        return self.thinking.phase in (Phase.ANSWER, Phase.OUTSIDE)
+
+    def _bans(self) -> list[Tensor]:
+        vocabulary, params = self._vocabulary, self.params
+        bans = []
+        if not params.free_think_tags:
+            bans.append(vocabulary.bans.banned(self.thinking))
+        if self._matcher is not None:
+            bans.append(vocabulary.bans.beginning_answer(self.thinking))
+        elif len(self.token_ids) < params.min_tokens:
+            bans.append(vocabulary.end_id_list)
+        return [ids for ids in bans if ids is not None]
+
+    def _append(
+        self,
+        token: int,
+        logprob: float,
+        top_logprobs: Sequence[TokenLogprob] = (),
+        *,
+        forced: bool,
+    ) -> None:
         self.token_ids.append(token)
         self.logprobs.append(logprob)
+        self.top_logprobs.append(list(top_logprobs))
+        self._edits.count(token)
         self.forced.append(forced)
         if token in self._stop_ids and not forced:
             self._finish("stop")
@@ -166,40 +253,6 @@ class Generation:
             return start
         content = self.thinking.output[start:].lstrip()
         return len(self.thinking.output) - len(content) if content else None
-
-
-class SplitText:
-    """Reads trace and answer of a generation piece by piece, by offsets that `Thinking` knows."""
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._trace, self._trace_read = TextSection(strip=True), 0
-        self._answer: TextSection | None = None
-        self._answer_read = 0
-
-    def read(self) -> tuple[str, str]:
-        """Return what is new and certain of the trace and of the answer."""
-        thinking = self._generation.thinking
-        reasoning = content = ""
-        if thinking.trace_start is not None:
-            start, end = max(thinking.trace_start, self._trace_read), self._certain_trace_end()
-            reasoning = self._trace.feed(bytes(thinking.output[start:end]))
-            self._trace_read = max(start, end)
-        if thinking.answer_start is not None:
-            if self._answer is None:
-                self._answer = TextSection(strip=self._generation.strips_answer)
-            start = max(thinking.answer_start, self._answer_read)
-            end = self._generation.certain_answer_end()
-            content = self._answer.feed(bytes(thinking.output[start:end]))
-            self._answer_read = max(start, end)
-        return reasoning, content
-
-    def _certain_trace_end(self) -> int:
-        thinking = self._generation.thinking
-        if thinking.trace_end is not None:
-            return thinking.trace_end
-        held = len(thinking.partial) if self._generation.finish_reason is None else 0
-        return len(thinking.output) - held
 
 
 def _room(

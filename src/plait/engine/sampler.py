@@ -10,42 +10,46 @@ tokens.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from plait.core.errors import PlaitError
-from plait.engine.request import SamplingParams
+from plait.engine.request import SamplingParams, TokenLogprob
 
 # The largest number below 1 whose product with any sum stays below that sum.
 _LAST_UNIFORM = 1 - 2**-52
+
+Edit = Callable[[Tensor], None]
+"""Changes the logits (V,) of one row in place."""
 
 
 class Sampled(NamedTuple):
     """One token per row, and its log-probability (0.0 where no row asked for it)."""
 
-    tokens: list[int]
+    tokens: list[int | None]
+    """None where no token can be chosen: logits that are not finite, or nothing allowed."""
     logprobs: list[float]
+    top_logprobs: list[list[TokenLogprob]]
+    """The most probable tokens; empty where not asked for."""
 
 
 def sample(
     logits: Float[Tensor, "S V"],
     params: Sequence[SamplingParams],
     uniforms: Sequence[float],
-    banned: Sequence[Tensor | None],
+    edits: Sequence[Edit | None],
     num_ids: int | None = None,
 ) -> Sampled:
     """Choose a token per row; rows with temperature 0 take the most probable one.
 
-    banned: ids per row that may not be chosen; ids from `num_ids` on (padding of the vocabulary)
-    never are.
+    edits: changes to a row's logits, bans among them; ids from `num_ids` on (padding of the
+    vocabulary) are never chosen.
     Numerics: probabilities in the dtype of the logits, their sums in float64.
-    Raises: PlaitError if the model gave logits that are not finite.
     """
-    allowed = _allowed(logits[:, :num_ids], banned)
+    allowed = _edited(logits[:, :num_ids], edits)
     peaks, tokens = allowed.max(-1)
     drawn = [row for row, each in enumerate(params) if each.temperature > 0]
     if drawn:
@@ -59,12 +63,26 @@ def sample(
     ids, logprobs, largest = torch.stack(
         [each.double() for each in (tokens, scores, peaks)]
     ).tolist()
-    if not all(map(math.isfinite, largest)):
-        raise PlaitError(
-            "the model gave logits that are not finite: its weights hold NaN or infinity, or its "
-            "activations overflow in this dtype; try float32 or bfloat16"
-        )
-    return Sampled([int(id_) for id_ in ids], logprobs if wanted else [0.0] * len(ids))
+    return Sampled(
+        [int(id_) if math.isfinite(peak) else None for id_, peak in zip(ids, largest, strict=True)],
+        logprobs if wanted else [0.0] * len(ids),
+        top_logprobs(logits, [each.top_logprobs for each in params], num_ids),
+    )
+
+
+def top_logprobs(
+    logits: Float[Tensor, "S V"], counts: Sequence[int], num_ids: int | None = None
+) -> list[list[TokenLogprob]]:
+    """Return the `counts[s]` most probable tokens of each row, best first; ids below `num_ids`."""
+    if not any(counts):
+        return [[] for _ in counts]
+    known = logits[:, :num_ids]
+    values, ids = known.topk(min(max(counts), known.shape[1]), dim=-1)
+    values = values - logits.logsumexp(-1, keepdim=True)
+    return [
+        [TokenLogprob(*pair) for pair in zip(row_ids[:count], row[:count], strict=True)]
+        for count, row_ids, row in zip(counts, ids.tolist(), values.tolist(), strict=True)
+    ]
 
 
 def filtered_probabilities(
@@ -95,14 +113,14 @@ def filtered_probabilities(
     return probabilities
 
 
-def _allowed(logits: Tensor, banned: Sequence[Tensor | None]) -> Tensor:
-    if all(ids is None for ids in banned):
+def _edited(logits: Tensor, edits: Sequence[Edit | None]) -> Tensor:
+    if all(edit is None for edit in edits):
         return logits
-    allowed = logits.clone()
-    for row, ids in enumerate(banned):
-        if ids is not None:
-            allowed[row, ids.to(logits.device)] = -torch.inf
-    return allowed
+    edited = logits.clone()
+    for row, edit in enumerate(edits):
+        if edit is not None:
+            edit(edited[row])
+    return edited
 
 
 def _keep_top_k(logits: Float[Tensor, "S V"], counts: list[int]) -> Float[Tensor, "S V"]:

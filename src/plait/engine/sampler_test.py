@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.core.errors import PlaitError
 from plait.engine.request import SamplingParams
 from plait.engine.sampler import filtered_probabilities, sample
 
@@ -86,20 +85,31 @@ def test_a_row_does_not_depend_on_its_neighbours():
         assert alone == [together[row]]
 
 
+def ban(*ids):
+    def edit(row):
+        row[list(ids)] = -torch.inf
+
+    return edit
+
+
 def test_greedy_and_banned():
     logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]])
     greedy = SamplingParams(temperature=0)
-    sampled = sample(logits, [greedy] * 2, [0.0, 0.0], [None, torch.tensor([1])])
+    sampled = sample(logits, [greedy] * 2, [0.0, 0.0], [None, ban(1)])
     assert sampled.tokens == [1, 2]
 
 
 def test_logprobs_are_of_the_raw_logits():
     logits = torch.randn(3, 11)
-    params = SamplingParams(temperature=0.2, top_k=2, logprobs=True)
-    banned = [torch.tensor([0, 1])] * 3
-    tokens, logprobs = sample(logits, [params] * 3, [0.1, 0.5, 0.9], banned)
-    want = logits.log_softmax(-1)[torch.arange(3), torch.tensor(tokens)]
-    torch.testing.assert_close(torch.tensor(logprobs), want)
+    params = SamplingParams(temperature=0.2, top_k=2, logprobs=True, top_logprobs=4)
+    sampled = sample(logits, [params] * 3, [0.1, 0.5, 0.9], [ban(0, 1)] * 3)
+    want = logits.log_softmax(-1)
+    of_tokens = want[torch.arange(3), torch.tensor(sampled.tokens)]
+    torch.testing.assert_close(torch.tensor(sampled.logprobs), of_tokens)
+    for row, tops in enumerate(sampled.top_logprobs):
+        values, ids = want[row].sort(descending=True)
+        assert [top.token_id for top in tops] == ids[:4].tolist()
+        torch.testing.assert_close(torch.tensor([top.logprob for top in tops]), values[:4])
 
 
 def test_a_tiny_temperature_does_not_overflow():
@@ -114,7 +124,12 @@ def test_ids_beyond_the_vocabulary_are_never_chosen():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_refused(bad, temperature):
+def test_logits_that_are_not_finite_give_no_token_in_their_row_only(bad, temperature):
     logits = torch.tensor([[0.0, bad, 1.0], [0.0, 1.0, 2.0]])
-    with pytest.raises(PlaitError, match="not finite"):
-        draw(logits, [SamplingParams(temperature=temperature)] * 2, [0.5, 0.5])
+    tokens = draw(logits, [SamplingParams(temperature=temperature)] * 2, [0.5, 0.99])
+    assert tokens == [None, 2]
+
+
+def test_nothing_allowed_gives_no_token():
+    sampled = sample(torch.zeros(1, 3), [SamplingParams()], [0.5], [ban(0, 1, 2)])
+    assert sampled.tokens == [None]

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
+
 from plait.core.errors import ConfigError
 from plait.data.tokenizer import Tokenizer
 from plait.engine.budget import TagBans, closing_texts
+from plait.engine.grammar import GrammarCompiler
 
 
 class Vocabulary:
@@ -20,6 +23,10 @@ class Vocabulary:
         self.end_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_turn_id, *end_ids})
         """Tokens that end an output: end of turn, end of text and what the model's files add."""
         self.bans = TagBans(self.token_bytes, self.end_ids)
+        self.end_id_list = torch.tensor(sorted(self.end_ids))
+        self.grammars = GrammarCompiler(
+            self.token_bytes, tokenizer.end_of_turn_id, self.end_ids, tokenizer.encode_plain
+        )
         self._closing_ids = {text: tokenizer.encode_plain(text) for text in closing_texts()}
         for text, ids in self._closing_ids.items():
             if b"".join(self.token_bytes[id_] for id_ in ids) != text.encode():

@@ -6,6 +6,11 @@ mask over a whole row. Over a cache, the query heads that share a key/value head
 query axis: the keys and values are then read once and never repeated, which is what decoding spends
 its time on.
 
+A cache is (blocks, tokens per block, Hk, E). Either each sequence has one block, as long as it may
+ever grow, or sequences own lists of short blocks, in any order: their rows of `block_tables`. The
+blocks of a sequence are then brought together for each call, which on a CPU costs little beside
+reading them and needs no kernel of its own.
+
 Scores are scaled by E**-0.5. Query head j reads key/value head j // (Hq/Hk).
 """
 
@@ -41,61 +46,57 @@ def causal_attention(
 
 
 def write_cache(
-    key_cache: Float[Tensor, "S Hk capacity E"],
-    value_cache: Float[Tensor, "S Hk capacity E"],
-    k: Float[Tensor, "B T Hk E"],
-    v: Float[Tensor, "B T Hk E"],
-    lengths_before: Int[Tensor, " S"],
-    *,
-    cu_seqlens: Int[Tensor, " S_plus_1"] | Documents | None = None,
+    cache: Float[Tensor, "blocks tokens Hk E"],
+    new: Float[Tensor, "B T Hk E"],
+    slots: Int[Tensor, " BT"],
 ) -> None:
-    """Write new keys and values behind the `lengths_before[s]` that each cache row holds, in place.
-
-    Row b of k and v (or, with `cu_seqlens`, document s) belongs to cache row b (or s).
-    """
-    before = lengths_before.tolist()
-    if cu_seqlens is None and len(set(before)) == 1:
-        place = slice(before[0], before[0] + k.shape[1])
-        key_cache[:, :, place] = k.transpose(1, 2)
-        value_cache[:, :, place] = v.transpose(1, 2)
-    elif cu_seqlens is None:
-        for row, length in enumerate(before):
-            place = slice(length, length + k.shape[1])
-            key_cache[row, :, place] = k[row].transpose(0, 1)
-            value_cache[row, :, place] = v[row].transpose(0, 1)
-    else:
-        for row, (start, stop) in enumerate(Documents.of(cu_seqlens, k).spans):
-            place = slice(before[row], before[row] + stop - start)
-            key_cache[row, :, place] = k[0, start:stop].transpose(0, 1)
-            value_cache[row, :, place] = v[0, start:stop].transpose(0, 1)
+    """Write new keys or values in place; token i goes to `slots[i]`, counted through all blocks."""
+    cache.flatten(0, 1).index_copy_(0, slots, new.flatten(0, 1).to(cache.dtype))
 
 
 def cached_attention(
     q: Float[Tensor, "B T Hq E"],
-    key_cache: Float[Tensor, "S Hk capacity E"],
-    value_cache: Float[Tensor, "S Hk capacity E"],
-    lengths_before: Int[Tensor, " S"],
+    key_cache: Float[Tensor, "blocks tokens Hk E"],
+    value_cache: Float[Tensor, "blocks tokens Hk E"],
+    lengths_before: list[int],
     *,
+    block_tables: Int[Tensor, "S most_blocks"] | None = None,
     cu_seqlens: Int[Tensor, " S_plus_1"] | Documents | None = None,
 ) -> Float[Tensor, "B T Hq E"]:
     """Let each new token attend to its sequence's cache, up to and including itself.
 
     The new tokens' own keys and values are already there (`write_cache`), behind
-    `lengths_before[s]` older ones. Row b of q (or, with `cu_seqlens`, document s) belongs to cache
-    row b (or s). Entries behind a row's end do not count but may be read, so they must be finite.
+    `lengths_before[s]` older ones. Row b of q (or, with `cu_seqlens`, document s) belongs to
+    sequence b (or s), whose tokens lie in the blocks `block_tables[s]`, or in block s if there are
+    no tables. Entries behind a sequence's end do not count but may be read, so they must be finite.
     Numerics: those of torch's scaled_dot_product_attention in q.dtype.
     Raises: ValueError if `cu_seqlens` does not fit the row.
     """
-    before = lengths_before.tolist()
+
+    def attend(queries: Tensor, first: int, last: int) -> Tensor:
+        before = lengths_before[first:last]
+        total = max(before) + queries.shape[1]
+        key = _together(key_cache, block_tables, first, last, total)
+        value = _together(value_cache, block_tables, first, last, total)
+        return _over_cache(queries, key.transpose(1, 2), value.transpose(1, 2), before)
+
     if cu_seqlens is None:
-        return _over_cache(q, key_cache, value_cache, before)
+        return attend(q, 0, len(lengths_before))
     spans = enumerate(Documents.of(cu_seqlens, q).spans)
-    parts = [
-        _over_cache(q[:, i:j], key_cache[s : s + 1], value_cache[s : s + 1], before[s : s + 1])
-        for s, (i, j) in spans
-        if i < j
-    ]
+    parts = [attend(q[:, i:j], s, s + 1) for s, (i, j) in spans if i < j]
     return torch.cat(parts, dim=1) if parts else q
+
+
+def _together(
+    cache: Tensor, block_tables: Tensor | None, first: int, last: int, total: int
+) -> Tensor:
+    """Return the first `total` tokens of sequences first:last, (S, total, Hk, E)."""
+    if block_tables is None:
+        return cache[first:last, :total]
+    num_blocks = -(-total // cache.shape[1])
+    ids = block_tables[first:last, :num_blocks].flatten()
+    blocks = cache.index_select(0, ids)
+    return blocks.view(last - first, -1, *cache.shape[2:])[:, :total]
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

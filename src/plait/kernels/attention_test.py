@@ -68,76 +68,90 @@ def test_the_last_token_of_a_document_reaches_nothing_outside():
         assert not torch.equal(a[:, ~outside], b[:, ~outside])
 
 
-def run_with_cache(steps, inputs, before, capacity=90):
-    """Feed the tokens of each row in steps of given sizes behind `before[row]` others."""
-    q, k, v = (t.detach() for t in inputs)
-    cache = [torch.full((len(q), 2, capacity, 20), 7.0, dtype=q.dtype) for _ in range(2)]
-    lengths = torch.tensor([0] * len(q))
-    outputs, done = [], 0
-    for step in steps:
-        new = slice(done, done + step)
-        write_cache(*cache, k[:, new], v[:, new], lengths)
-        outputs.append(cached_attention(q[:, new], *cache, lengths))
-        lengths, done = lengths + step, done + step
-    return torch.cat(outputs, 1)
+class Cache:
+    """Keys and values of some sequences: a block each, or short blocks in random order."""
+
+    def __init__(self, num_rows, capacity, dtype, block_tokens=None):
+        self.tables, blocks, tokens = None, num_rows, capacity
+        if block_tokens:
+            per_row, tokens = -(-capacity // block_tokens), block_tokens
+            blocks = num_rows * per_row + 3
+            order = torch.randperm(blocks, generator=torch.Generator().manual_seed(0))
+            self.tables = order[: num_rows * per_row].view(num_rows, per_row)
+        self.key, self.value = (
+            torch.full((blocks, tokens, 2, 20), 7.0, dtype=dtype) for _ in range(2)
+        )
+
+    def slots(self, row, start, count):
+        positions = torch.arange(start, start + count)
+        if self.tables is None:
+            return row * self.key.shape[1] + positions
+        size = self.key.shape[1]
+        return self.tables[row, positions // size] * size + positions % size
+
+    def step(self, q, k, v, before, cu_seqlens=None):
+        counts = [q.shape[1]] * len(q) if cu_seqlens is None else cu_seqlens.diff().tolist()
+        spans = enumerate(zip(before, counts, strict=True))
+        slots = torch.cat([self.slots(row, *span) for row, span in spans])
+        write_cache(self.key, k, slots)
+        write_cache(self.value, v, slots)
+        return cached_attention(
+            q, self.key, self.value, before, block_tables=self.tables, cu_seqlens=cu_seqlens
+        )
 
 
+BLOCKS = pytest.mark.parametrize("block_tokens", [None, 4, 13])
+
+
+@BLOCKS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tile", [5, 256])
 @pytest.mark.parametrize("steps", [(70,), (30, 40), (1, 68, 1), (3, 7, 1, 1, 58)])
-def test_any_division_into_steps_gives_the_whole(steps, tile, dtype, monkeypatch):
+def test_any_division_into_steps_gives_the_whole(steps, tile, dtype, block_tokens, monkeypatch):
     monkeypatch.setattr(attention, "_QUERY_TILE", tile)
-    inputs = make_inputs(70, rows=2, dtype=dtype)
-    want = naive(*(t.detach().double() for t in inputs))
-    got = run_with_cache(steps, inputs, None)
+    inputs = [t.detach() for t in make_inputs(70, rows=2, dtype=dtype)]
+    cache, outputs, done = Cache(2, 90, dtype, block_tokens), [], 0
+    for step in steps:
+        new = [t[:, done : done + step] for t in inputs]
+        outputs.append(cache.step(*new, [done, done]))
+        done += step
+    got = torch.cat(outputs, 1)
     assert got.dtype == dtype
-    assert_close("attention", dtype, "y", got, want)
+    assert_close("attention", dtype, "y", got, naive(*(t.double() for t in inputs)))
 
 
+@BLOCKS
 @pytest.mark.parametrize("num_new", [1, 4])
 @pytest.mark.parametrize("packed", [False, True])
-def test_rows_of_different_lengths(num_new, packed):
-    lengths = torch.tensor([9, 0, 63])
-    total = 63 + num_new
-    q, k, v = (t.detach() for t in make_inputs(total, rows=3))
-    cache = [torch.zeros(3, 2, 80, 20, dtype=torch.float64) for _ in range(2)]
-    want = []
-    for row, length in enumerate(lengths.tolist()):
-        for tensor, source in zip(cache, (k, v), strict=True):
-            tensor[row, :, :length] = source[row, :length].transpose(0, 1)
-        end = length + num_new
-        whole = naive(q[row : row + 1, :end], k[row : row + 1, :end], v[row : row + 1, :end])
-        want.append(whole[:, length:])
-    new = [
-        torch.cat([t[row : row + 1, n : n + num_new] for row, n in enumerate(lengths.tolist())])
-        for t in (q, k, v)
-    ]
-    if packed:
-        new = [t.flatten(0, 1)[None] for t in new]
-        bounds = torch.arange(4, dtype=torch.int32) * num_new
-        want = torch.cat(want, 1)
-    else:
-        bounds = None
-        want = torch.cat(want)
-    write_cache(*cache, *new[1:], lengths, cu_seqlens=bounds)
-    got = cached_attention(new[0], *cache, lengths, cu_seqlens=bounds)
-    assert_close("attention", torch.float64, "y", got, want)
+def test_rows_of_different_lengths(num_new, packed, block_tokens):
+    lengths = [9, 0, 63]
+    q, k, v = (t.detach() for t in make_inputs(63 + num_new, rows=3))
+    cache = Cache(3, 80, torch.float64, block_tokens)
+    want, new = [], []
+    for row, length in enumerate(lengths):
+        whole = [t[row : row + 1, : length + num_new] for t in (q, k, v)]
+        for tensor, source in ((cache.key, k), (cache.value, v)):
+            tensor.flatten(0, 1)[cache.slots(row, 0, length)] = source[row, :length]
+        want.append(naive(*whole)[:, length:])
+        new.append([t[:, length:] for t in whole])
+    pieces = [torch.cat(t, 1 if packed else 0) for t in zip(*new, strict=True)]
+    bounds = torch.arange(4) * num_new if packed else None
+    got = cache.step(*pieces, lengths, bounds)
+    assert_close("attention", torch.float64, "y", got, torch.cat(want, 1 if packed else 0))
 
 
-def test_packed_documents_over_a_cache_may_be_empty_or_begin_anew():
+@BLOCKS
+def test_packed_documents_over_a_cache_may_be_empty_or_begin_anew(block_tokens):
     bounds = torch.tensor([0, 3, 3, 8])
-    lengths = torch.tensor([4, 2, 0])
     q, k, v = (t.detach() for t in make_inputs(8))
     old = [t.detach() for t in make_inputs(4, rows=3)]
-    cache = [torch.zeros(3, 2, 12, 20, dtype=torch.float64) for _ in range(2)]
-    write_cache(*cache, *old[1:], torch.zeros(3, dtype=torch.int64))
-    write_cache(*cache, k, v, lengths, cu_seqlens=bounds)
-    got = cached_attention(q, *cache, lengths, cu_seqlens=bounds)
+    cache = Cache(3, 12, torch.float64, block_tokens)
+    cache.step(*old, [0, 0, 0])
+    got = cache.step(q, k, v, [4, 2, 0], bounds)
     first = [torch.cat([o[:1], t[:, :3]], 1) for o, t in zip(old, (q, k, v), strict=True)]
     assert_close("attention", torch.float64, "continued", got[:, :3], naive(*first)[:, 4:])
     fresh = naive(q[:, 3:], k[:, 3:], v[:, 3:])
     assert_close("attention", torch.float64, "fresh", got[:, 3:], fresh)
-    assert not cache[0][1, :, 4:].any()
 
 
 def test_memory_is_linear_in_tokens(memory):
@@ -152,7 +166,6 @@ def test_memory_is_linear_in_tokens(memory):
 def test_the_mask_over_a_cache_is_linear_in_tokens(memory):
     def largest(T):
         q, k, v = (t.detach() for t in make_inputs(T, dtype=torch.float32, Hq=2, Hk=2, E=4))
-        cache = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
-        return memory(lambda: cached_attention(q[:, 1:], *cache, torch.tensor([1]))).largest
+        return memory(lambda: cached_attention(q[:, 1:], k, v, [1])).largest
 
     assert largest(2048) < 2.2 * largest(1024)

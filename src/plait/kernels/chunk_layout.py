@@ -28,6 +28,8 @@ class Block(NamedTuple):
     """which chunks of the layout"""
     places: slice
     """the same, counted in tokens"""
+    tokens: Int[Tensor, " places"] | slice
+    """flat token read at each place, for `take`"""
     padding: Int[Tensor, " pads"] | None
     """places, counted from the block's first, that hold no token; None if there are none"""
     segments: tuple[Segment, ...]
@@ -45,12 +47,19 @@ class ChunkLayout(NamedTuple):
     """flat token read at each place; behind a sequence's end its last token, again"""
     places: Int[Tensor, " tokens"]
     """place of each flat token"""
+    read_back: Int[Tensor, " tokens"] | slice
+    """the same, for `take`"""
     num_chunks: int
     blocks: tuple[Block, ...]
     rank_of: Int[Tensor, " S"]
     """layout order of each sequence"""
     order: Int[Tensor, " S"]
     """sequence at each rank"""
+
+
+def take(flat: Tensor, rows: Tensor | slice) -> Tensor:
+    """Return rows of a flat tensor: a view if they lie side by side, else a copy."""
+    return flat[rows] if isinstance(rows, slice) else flat.index_select(0, rows)
 
 
 def chunk_layout(
@@ -75,6 +84,10 @@ def chunk_layout(
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
+    def run_or_index(rows: np.ndarray) -> Tensor | slice:
+        is_run = len(rows) > 0 and bool((np.diff(rows) == 1).all())
+        return slice(int(rows[0]), int(rows[-1]) + 1) if is_run else tensor(rows)
+
     def block(start: int, stop: int) -> Block:
         places = slice(start * chunk_length, stop * chunk_length)
         padding = np.flatnonzero(~valid[places])
@@ -82,6 +95,7 @@ def chunk_layout(
             chunk_length=chunk_length,
             chunks=slice(start, stop),
             places=places,
+            tokens=run_or_index(tokens[places]),
             padding=tensor(padding) if len(padding) else None,
             segments=_segments(step, start, stop),
         )
@@ -90,6 +104,7 @@ def chunk_layout(
     return ChunkLayout(
         tokens=tensor(tokens),
         places=tensor(places),
+        read_back=run_or_index(places),
         num_chunks=len(step),
         blocks=tuple(block(start, stop) for start, stop in pairwise(cuts)),
         rank_of=tensor(np.argsort(order)),

@@ -145,7 +145,8 @@ class _Conv(torch.autograd.Function):
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         for start, stop in _blocks(x):
             into = y[start:stop] if y.dtype == taps.dtype else None
-            block = F.silu(_sums(x, taps, bias, start, stop, into), inplace=True)
+            halo = _halo(x, taps, start, stop)
+            block = F.silu(_sums(halo, taps, bias, stop - start, into), inplace=True)
             if into is None:
                 y[start:stop] = block
         pool = torch.cat([before, x.index_select(0, edges.tokens)])
@@ -167,7 +168,8 @@ class _Conv(torch.autograd.Function):
             # gradient of the sums, in this block and at the W-1 tokens behind it
             length = stop - start
             dsums = torch.cat([dy[start:stop].to(taps.dtype), following])
-            _through_silu(dsums[:length], _sums(x, taps, bias, start, stop, None))
+            halo = _halo(x, taps, start, stop)
+            _through_silu(dsums[:length], _sums(halo, taps, bias, length, None))
             dsums.index_fill_(0, edges.heads_within(start, stop), 0)
             following = dsums[:past].clone()
             dbias += dsums[:length].sum(0)
@@ -178,9 +180,8 @@ class _Conv(torch.autograd.Function):
             if into is None:
                 dx[start:stop] = gradient
             for shift in range(past + 1):
-                low = max(start, shift)
-                seen = x[low - shift : stop - shift]
-                dtaps[past - shift] += (dsums[low - start : length] * seen).sum(0)
+                seen = halo[max(len(halo) - length - shift, 0) : len(halo) - shift]
+                dtaps[past - shift] += (dsums[length - len(seen) : length] * seen).sum(0)
 
         dsums = dy.index_select(0, edges.heads).to(taps.dtype)
         _through_silu(dsums, _head_sums(pool, taps, bias, edges))
@@ -214,17 +215,17 @@ def _blocks(x: Tensor) -> list[tuple[int, int]]:
     return [(start, min(start + length, len(x))) for start in range(0, len(x), max(length, 1))]
 
 
-def _sums(
-    x: Tensor, taps: Tensor, bias: Tensor, start: int, stop: int, out: Tensor | None
-) -> Tensor:
-    """Return bias + the shifted sums for tokens start..stop, in `out` if given."""
+def _halo(x: Tensor, taps: Tensor, start: int, stop: int) -> Tensor:
+    """Return what tokens start..stop see, as far as there is anything, in the compute dtype."""
+    return x[max(start - len(taps) + 1, 0) : stop].to(taps.dtype)
+
+
+def _sums(halo: Tensor, taps: Tensor, bias: Tensor, length: int, out: Tensor | None) -> Tensor:
+    """Return bias + the shifted sums for the last `length` tokens, in `out` if given."""
     past = len(taps) - 1
-    halo = x[max(start - past, 0) : stop].to(taps.dtype)
-    current = len(halo) - (stop - start)
+    current = len(halo) - length
     out = torch.addcmul(bias, halo[current:], taps[past], out=out)
     for shift in range(1, past + 1):
-        skipped = max(shift - start, 0)
-        out[skipped:].addcmul_(
-            halo[current + skipped - shift : len(halo) - shift], taps[past - shift]
-        )
+        seen = halo[max(current - shift, 0) : len(halo) - shift]
+        out[length - len(seen) :].addcmul_(seen, taps[past - shift])
     return out

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.kernels.chunk_layout import chunk_layout
+from plait.kernels.chunk_layout import chunk_layout, take
 from plait.kernels.documents import Documents
 
 
@@ -48,6 +48,7 @@ def test_layout_keeps_every_token_once_and_documents_apart(lengths, chunk_length
     num_tokens = sum(lengths)
 
     assert torch.equal(layout.tokens[layout.places], torch.arange(num_tokens))
+    assert torch.equal(take(layout.tokens, layout.read_back), torch.arange(num_tokens))
     chunks = document_of[layout.tokens].view(-1, chunk_length)
     assert (chunks == chunks[:, :1]).all()
     assert len(chunks) == sum(-(-length // chunk_length) for length in lengths)
@@ -60,6 +61,8 @@ def test_layout_keeps_every_token_once_and_documents_apart(lengths, chunk_length
     for block in layout.blocks:
         assert block.chunks.start * chunk_length == block.places.start == covered
         covered = block.places.stop
+        tokens = take(torch.arange(num_tokens), block.tokens)
+        assert torch.equal(tokens, layout.tokens[block.places])
         if block.padding is not None:
             padding += (block.padding + block.places.start).tolist()
         seen = 0

@@ -17,6 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from plait.kernels.linear import multiply, weight_gradient
 
+# rows between the linear maps at once, where nothing is kept: they stay in the last cache
+_TILE_ROWS = 1024
+
 
 def feed_forward(
     x: Float[Tensor, "*batch D"],
@@ -35,7 +38,9 @@ def feed_forward(
     if torch.is_grad_enabled() and any(wanted):
         y: Tensor = _FeedForward.apply(rows, *weights)  # pyright: ignore
     else:
-        y = _forward(rows, *weights)[0]  # pyright: ignore
+        tile = _TILE_ROWS if rows.device.type == "cpu" else max(len(rows), 1)
+        parts = [_forward(part, *weights)[0] for part in rows.split(tile)]  # pyright: ignore
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y.view(x.shape)
 
 

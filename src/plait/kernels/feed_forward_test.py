@@ -53,6 +53,14 @@ def test_without_gradients_it_computes_the_same():
     assert torch.equal(got, feed_forward(*inputs))
 
 
+def test_tiles_of_rows_do_not_matter(monkeypatch):
+    inputs = make_inputs(torch.float64, torch.float64)
+    monkeypatch.setattr("plait.kernels.feed_forward._TILE_ROWS", 5)
+    with torch.no_grad():
+        got = feed_forward(*inputs)
+    assert_close("feed_forward", torch.float64, "y", got, feed_forward(*inputs))
+
+
 def test_linear_casts_weight_and_bias_to_the_activations():
     x, up, _, up_bias, _ = make_inputs(torch.bfloat16, torch.float32)
     y = linear(x, up, up_bias)

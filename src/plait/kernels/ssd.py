@@ -21,11 +21,11 @@ Then
           + D x_q
     h'  = exp(c_Q) h + sum_s exp(c_Q - c_s) dt_s x_s B_s^T      the leaving state: one with B
 
-Only the last line is sequential, T/Q elementwise steps. All exponents are sums of negative numbers,
-and the half of a (Q, Q) matrix that would hold positive ones is set to -inf *before* exp, so
-nothing overflows however large dt |A| is, and no gradient is inf times 0. C_q . B_s does not depend
-on the head: it is computed per chunk and group, and the products with h and B take all heads of a
-group at once, as (R P) x N matrices.
+Only the last line is sequential, T/Q steps. All exponents are sums of negative numbers, and the
+half of a (Q, Q) matrix that would hold positive ones is set to 0 *before* exp and meets products
+C_q . B_s set to 0, so nothing overflows however large dt |A| is, and nothing is inf times 0.
+C_q . B_s does not depend on the head: it is computed per chunk and group, and the products with h
+and B take all heads of a group at once, as (R P) x N matrices.
 
 Sequences. Documents start on chunk boundaries: tokens are gathered into whole chunks, and the
 places behind a document's end repeat its last token with dt = 0, for which the recurrence is the
@@ -36,8 +36,8 @@ all documents together (`chunk_layout`). Rows of an unpacked batch are documents
 length.
 
 Blocks. On a CPU the (Q, Q) matrices and the states of a long row leave the caches, and moving them
-costs more than computing them; so chunks are worked on in blocks of some hundred tokens, carrying
-the states along.
+costs more than computing them; so chunks are worked on in blocks of some hundred tokens, and the
+state is one buffer that each chunk reads out, decays and adds to in place.
 
 Gradients. Backward runs the same blocks in reverse and recomputes what is local to a chunk; kept
 from forward are the inputs, y and the state that enters each chunk, all linear in T. With dy and
@@ -62,13 +62,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plait.kernels.chunk_layout import ChunkLayout, chunk_layout
+from plait.kernels.chunk_layout import ChunkLayout, chunk_layout, take
 from plait.kernels.documents import Documents
 from plait.kernels.ssd_block import Gradients, ScanInputs, backward_block, forward_block
 from plait.kernels.ssd_naive import SSDOutput
 
 # (chunk_length, block_tokens) by device type, measured; block_tokens None is the whole batch
-_TUNING: dict[str, tuple[int, int | None]] = {"cpu": (32, 512), "cuda": (128, None)}
+_TUNING: dict[str, tuple[int, int | None]] = {"cpu": (32, 256), "cuda": (128, None)}
 
 
 def ssd_scan(
@@ -121,7 +121,7 @@ def _scan(
     for block in layout.blocks:
         kept = None if entering is None else entering[block.chunks]
         forward_block(inputs, block, state, kept, y[block.places])
-    return y.index_select(0, layout.places), inputs.unranked_state(state)
+    return take(y, layout.read_back), inputs.unranked_state(state)
 
 
 class _Scan(torch.autograd.Function):

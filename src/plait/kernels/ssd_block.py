@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from plait.kernels.chunk_layout import Block, ChunkLayout
+from plait.kernels.chunk_layout import Block, ChunkLayout, take
 
 
 class ScanInputs(NamedTuple):
@@ -86,8 +86,13 @@ class _Chunks(NamedTuple):
     C: Tensor  # (k G, Q, N)
     decay_in: Tensor  # (k, G, R, Q)  exp(c_q): from the chunk's start through token q
     decay_out: Tensor  # (k, G, R, Q)  exp(c_Q - c_q): from behind token q to the chunk's end
-    mask: Tensor  # (k G, R, Q, Q)  exp(c_q - c_s) where s <= q, else 0
-    scores: Tensor  # (k G, 1, Q, Q)  C_q . B_s
+    mask: Tensor  # (k G, R, Q, Q)  exp(c_q - c_s) where s <= q, else 1
+    scores: Tensor  # (k G, 1, Q, Q)  C_q . B_s where s <= q, else 0
+
+    @property
+    def chunk_decay(self) -> Tensor:
+        """exp(c_Q) of each chunk and head, (k, H, 1)."""
+        return self.decay_in[..., -1].flatten(1)[..., None]
 
     def grouped(self, scale: Tensor) -> Tensor:
         """Return x times a factor per head and token (k, G, R, Q), as (k G, Q, R P)."""
@@ -107,10 +112,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _load(inputs: ScanInputs, block: Block) -> _Chunks:
     Q = block.chunk_length
     G, R = inputs.A.shape
-    tokens = inputs.layout.tokens[block.places]
 
     def chunks(flat: Tensor) -> Tensor:
-        return flat.index_select(0, tokens).to(inputs.dtype).view(-1, Q, G, flat.shape[1] // G)
+        return take(flat, block.tokens).to(inputs.dtype).view(-1, Q, G, flat.shape[1] // G)
 
     x = chunks(inputs.x).unflatten(3, (R, -1))
     dt = chunks(inputs.dt)
@@ -120,7 +124,6 @@ def _load(inputs: ScanInputs, block: Block) -> _Chunks:
     B, C = (chunks(flat).transpose(1, 2).flatten(0, 1) for flat in (inputs.B, inputs.C))
     total = (dt * inputs.A[..., None]).cumsum(-1)
     mask = total[..., :, None] - total[..., None, :]
-    mask += torch.full((Q, Q), -torch.inf, dtype=mask.dtype, device=mask.device).triu_(1)
     return _Chunks(
         x=x,
         dt=dt,
@@ -128,8 +131,9 @@ def _load(inputs: ScanInputs, block: Block) -> _Chunks:
         C=C,
         decay_in=total.exp(),
         decay_out=(total[..., -1:] - total).exp_(),
-        mask=mask.exp_().flatten(0, 1),
-        scores=torch.bmm(C, B.transpose(1, 2))[:, None],
+        # where s > q this is 1, which the scores make 0: exp is twice as slow at -inf
+        mask=mask.clamp_max_(0).exp_().flatten(0, 1),
+        scores=torch.bmm(C, B.transpose(1, 2)).tril_()[:, None],
     )
 
 
@@ -146,18 +150,19 @@ def forward_block(
     `entering` (chunks, H, P N) receives the state before each chunk if given.
     """
     c = _load(inputs, block)
-    kG, Q, N = c.B.shape
-    states = torch.bmm(c.grouped(c.dt * c.decay_out).transpose(1, 2), c.B)  # (k G, R P, N)
-    states = states.view(-1, *state.shape[1:])
-    entering = torch.empty_like(states) if entering is None else entering
-    chunk_decay = c.decay_in[..., -1].reshape(len(states), -1, 1)
+    k, Q, G, R, P = c.x.shape
+    x_out = c.grouped(c.dt * c.decay_out)
+    before = torch.empty_like(x_out)
+    chunk_decay = c.chunk_decay
     for chunks, ranks in block.segments:
-        h = state[ranks]
-        entering[chunks] = h
-        torch.addcmul(states[chunks], h, chunk_decay[chunks], out=h)
-    before = torch.bmm(c.C, entering.view(kG, -1, N).transpose(1, 2))  # (k G, Q, R P)
+        h, pairs = state[ranks], slice(chunks.start * G, chunks.stop * G)
+        if entering is not None:
+            entering[chunks] = h
+        h_ = h.view(-1, R * P, c.B.shape[2])
+        torch.bmm(c.C[pairs], h_.transpose(1, 2), out=before[pairs])
+        h.mul_(chunk_decay[chunks])
+        h_.baddbmm_(x_out[pairs].transpose(1, 2), c.B[pairs])
     within = torch.bmm(c.mask.mul_(c.scores).flatten(0, 1), c.per_head())  # (k H, Q, P)
-    k, _, G, R, P = c.x.shape
     out = y.view(c.x.shape)
     within = within.view(k, G, R, Q, P).permute(0, 3, 1, 2, 4)
     torch.addcmul(within, c.x, inputs.D[..., None], out=out)
@@ -188,7 +193,7 @@ class Gradients(NamedTuple):
         """Return each gradient in the token order, shape and dtype of its argument."""
         per_token = (True, True, False, True, True, False)
         return [
-            (gradient.index_select(0, layout.places) if tokens else gradient)
+            (take(gradient, layout.read_back) if tokens else gradient)
             .view(argument.shape)
             .to(argument.dtype)
             for gradient, argument, tokens in zip(self, arguments, per_token, strict=True)
@@ -210,27 +215,15 @@ def backward_block(
     """
     c = _load(inputs, block)
     k, Q, G, R, P = c.x.shape
-    tokens = inputs.layout.tokens[block.places]
-    dy = dy.index_select(0, tokens).to(inputs.dtype)
+    dy = take(dy, block.tokens).to(inputs.dtype)
     if block.padding is not None:
         dy.index_fill_(0, block.padding, 0)
     dy = dy.view(c.x.shape)
-    y = y.index_select(0, tokens).view(c.x.shape)
+    y = take(y, block.tokens).view(c.x.shape)
 
-    dy_in = _product(dy.transpose(1, 2), c.decay_in.transpose(2, 3)[..., None])
-    dy_in = dy_in.view(k * G, Q, R * P)
-    dleaving = _leaving_gradients(block, c, dy_in, dstate)
-    dstates = dleaving.view(k * G, R * P, -1)
-    x_out = c.grouped(c.dt * c.decay_out)
-    dx_out = torch.bmm(c.B, dstates.transpose(1, 2))  # (k G, Q, R P)
     dx_in, dscores = _within_gradients(c, dy.permute(0, 2, 3, 1, 4).reshape(-1, Q, P))
-    dB = torch.bmm(x_out, dstates).baddbmm_(dscores.transpose(1, 2), c.C)
-    dC = torch.bmm(dy_in, entering.view(dstates.shape)).baddbmm_(dscores, c.B)
-
-    # <g', h'>, the leaving state being the decayed entering one plus the chunk's own update
-    pairs = dleaving.view(k * G * R, 1, -1), entering.view(k * G * R, -1, 1)
-    at_end = torch.bmm(*pairs).view(k, G, R) * c.decay_in[..., -1]
-    at_end += (x_out * dx_out).view(k, G, Q, R, P).sum((2, 4))
+    dB, dC = torch.bmm(dscores.transpose(1, 2), c.C), torch.bmm(dscores, c.B)
+    dx_out, at_end = _between_gradients(block, c, dy, entering, dstate, dB, dC)
 
     dt = c.dt.permute(0, 3, 1, 2)  # (k, Q, G, R)
     dx = gradients.x[block.places].view(c.x.shape)
@@ -251,21 +244,37 @@ def backward_block(
         total[block.places].view(k, Q, G, -1).copy_(part.view(k, G, Q, -1).transpose(1, 2))
 
 
-def _leaving_gradients(block: Block, c: _Chunks, dy_in: Tensor, dstate: Tensor) -> Tensor:
-    """Return the gradient of the state behind each chunk (k, H, P N); carry `dstate` over them."""
-    through_y = torch.bmm(dy_in.transpose(1, 2), c.C).view(-1, *dstate.shape[1:])
-    chunk_decay = c.decay_in[..., -1].reshape(len(through_y), -1, 1)
-    dleaving = torch.empty_like(through_y)
+def _between_gradients(
+    block: Block, c: _Chunks, dy: Tensor, entering: Tensor, dstate: Tensor, dB: Tensor, dC: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Carry `dstate` back over the chunks; add the states' part to dB and dC (k G, Q, N).
+
+    Returns g' B_s of each token (k G, Q, R P), and <g', h'> of each chunk (k, G, R).
+    """
+    k, Q, G, R, P = dy.shape
+    dy_in = _product(dy.transpose(1, 2), c.decay_in.transpose(2, 3)[..., None])
+    dy_in = dy_in.view(k * G, Q, R * P)
+    x_out = c.grouped(c.dt * c.decay_out)
+    dx_out = torch.empty_like(x_out)
+    chunk_decay = c.chunk_decay
+    at_end = torch.empty_like(chunk_decay)
     for chunks, ranks in reversed(block.segments):
-        g = dstate[ranks]
-        dleaving[chunks] = g
-        torch.addcmul(through_y[chunks], g, chunk_decay[chunks], out=g)
-    return dleaving
+        g, h, pairs = dstate[ranks], entering[chunks], slice(chunks.start * G, chunks.stop * G)
+        g_, h_ = (state.view(-1, R * P, c.B.shape[2]) for state in (g, h))
+        torch.bmm(c.B[pairs], g_.transpose(1, 2), out=dx_out[pairs])
+        dB[pairs].baddbmm_(x_out[pairs], g_)
+        dC[pairs].baddbmm_(dy_in[pairs], h_)
+        g.mul_(chunk_decay[chunks])
+        at_end[chunks] = torch.linalg.vecdot(g, h)[..., None]
+        g_.baddbmm_(dy_in[pairs].transpose(1, 2), c.C[pairs])
+    # the leaving state is the decayed entering one plus the chunk's own update
+    own = (x_out * dx_out).view(k, G, Q, R, P).sum((2, 4))
+    return dx_out, own.add_(at_end.view(k, G, R))
 
 
 def _within_gradients(c: _Chunks, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of dt x (k H, Q, P) and the scores (k G, Q, Q) by way of the masks."""
     dmatrix = torch.bmm(dy, c.per_head().transpose(1, 2)).view(c.mask.shape)
-    dscores = dmatrix.mul_(c.mask).sum(1)
+    dscores = dmatrix.mul_(c.mask).sum(1).tril_()
     matrix = c.mask.mul_(c.scores).flatten(0, 1)
     return torch.bmm(matrix.transpose(1, 2), dy), dscores

@@ -79,6 +79,17 @@ def test_agrees_with_the_recurrence(case, dtype):
         assert_close(op, dtype, f"{case}: {name}", g, w)
 
 
+def test_decays_far_beyond_the_range_of_exp_stay_finite():
+    inputs = make_inputs(70, P=5, dtype=torch.float32)
+    with torch.no_grad():
+        inputs[1].mul_(1000)
+    got = with_gradients(ssd_scan, inputs)
+    want = with_gradients(ssd_scan_naive, double(inputs))
+    for name, g, w in zip(("y", "final_state"), got, want, strict=False):
+        assert_close("ssd_scan", torch.float32, name, g, w)
+    assert all(g.isfinite().all() for g in got)
+
+
 def test_gradcheck():
     inputs = make_inputs(5, sequences=2, H=2, G=1, P=1, N=2)
     bounds = torch.tensor([0, 1, 5], dtype=torch.int32)

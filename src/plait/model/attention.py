@@ -44,11 +44,19 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(heads)  # (B, T, Hq, E)
         k = self.k_proj(x).view(heads)  # (B, T, Hk, E)
         v = self.v_proj(x).view(heads)
-        state, documents = context.state, context.documents
-        if state is None:
+        state, documents, places = context.state, context.documents, context.places
+        if state is None or places is None:
             y = causal_attention(q, k, v, cu_seqlens=documents)
         else:
-            cache = state.key[self.ordinal], state.value[self.ordinal]
-            write_cache(*cache, k, v, state.lengths, cu_seqlens=documents)
-            y = cached_attention(q, *cache, state.lengths, cu_seqlens=documents)
+            key_cache, value_cache = state.key[self.ordinal], state.value[self.ordinal]
+            write_cache(key_cache, k, places.slots)
+            write_cache(value_cache, v, places.slots)
+            y = cached_attention(
+                q,
+                key_cache,
+                value_cache,
+                places.before,
+                block_tables=state.tables,
+                cu_seqlens=documents,
+            )
         return self.o_proj(y.flatten(-2))

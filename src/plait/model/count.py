@@ -62,6 +62,90 @@ def conv_bytes_per_sequence(spec: ModelSpec, bytes_per_value: int = 2) -> int:
     return spec.num_mamba_layers * spec.conv_dim * (spec.conv_kernel - 1) * bytes_per_value
 
 
+def state_bytes_per_sequence(
+    spec: ModelSpec, bytes_per_value: int = 2, ssm_bytes_per_value: int = 4
+) -> int:
+    """Return bytes of SSM and convolution state of one sequence."""
+    conv = conv_bytes_per_sequence(spec, bytes_per_value)
+    return ssm_bytes_per_sequence(spec, ssm_bytes_per_value) + conv
+
+
+def activation_bytes(
+    spec: ModelSpec, num_tokens: int, bytes_per_value: int = 2, chunk_length: int = 128
+) -> int:
+    """Return bytes of what a forward of `num_tokens` tokens holds at once, beside state and
+    weights.
+
+    The residual stream and its norm, and the widest layer: of a Mamba layer its projections,
+    convolution, gate and the states between chunks (float32 and rounded); of a feed-forward layer
+    its inner width before and after the activation. Logits are not counted.
+    """
+    stream = 2 * num_tokens * spec.hidden_size * bytes_per_value
+    widths = spec.in_proj_dim + spec.conv_dim + 2 * spec.d_inner
+    states = -(-num_tokens // chunk_length) * spec.d_inner * spec.state_size * (4 + bytes_per_value)
+    mamba = num_tokens * widths * bytes_per_value + states
+    feed_forward = 2 * num_tokens * spec.intermediate_size * bytes_per_value
+    return stream + max(mamba, feed_forward)
+
+
+class ServingBytes(NamedTuple):
+    """What running a model takes, in bytes; see `serving_bytes`."""
+
+    weights: int
+    kv: int
+    states: int
+    activations: int
+    fixed: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(self)
+
+
+FIXED_BYTES = GIB // 2
+"""Device context, library workspaces and fragmentation; a guess that a measurement may replace."""
+
+
+def serving_bytes(
+    spec: ModelSpec,
+    num_sequences: int,
+    context_tokens: int,
+    *,
+    weights_bytes: int | None = None,
+    bytes_per_value: int = 2,
+    ssm_bytes_per_value: int = 4,
+    prefill_tokens: int = 2048,
+    fixed_bytes: int = FIXED_BYTES,
+) -> ServingBytes:
+    """Return what it takes to run `num_sequences` sequences of `context_tokens` tokens each.
+
+    weights + sequences * (KV per token * context + state) + activations + fixed.
+    weights_bytes: None counts every parameter at `bytes_per_value`. Activations are those of a
+    prompt piece of `prefill_tokens` tokens, and of an attention layer at the full context.
+    """
+    if weights_bytes is None:
+        weights_bytes = bytes_per_value * spec.num_parameters
+    states = state_bytes_per_sequence(spec, bytes_per_value, ssm_bytes_per_value)
+    kv_bytes = kv_bytes_per_token(spec, bytes_per_value) * context_tokens
+    return ServingBytes(
+        weights=weights_bytes,
+        kv=num_sequences * kv_bytes,
+        states=num_sequences * states,
+        activations=activation_bytes(spec, min(prefill_tokens, context_tokens), bytes_per_value)
+        + gathered_bytes(spec, context_tokens, bytes_per_value)
+        + 2 * 4 * spec.vocab_size * num_sequences,
+        fixed=fixed_bytes,
+    )
+
+
+def gathered_bytes(spec: ModelSpec, context_tokens: int, bytes_per_value: int = 2) -> int:
+    """Return bytes of the keys and values of one attention layer, which are brought together for
+    the call."""
+    layers = max(spec.num_attention_layers, 1)
+    return kv_bytes_per_token(spec, bytes_per_value) * context_tokens // layers
+
+
 class Row(NamedTuple):
     """One line of a description."""
 
@@ -92,11 +176,11 @@ def describe(spec: ModelSpec) -> list[Row]:
         Row("Mamba heads", f"{spec.mamba_num_heads} of {spec.mamba_head_dim}"),
         Row("Mamba state", f"{spec.state_size} columns, {spec.num_groups} groups"),
         Row("longest context", f"{spec.max_position_embeddings:,} tokens"),
-        Row("weights, bfloat16", _size(2 * spec.num_parameters)),
-        Row("weights, float32", _size(4 * spec.num_parameters)),
-        Row("KV cache per token, bfloat16", _size(kv_bytes)),
-        Row("SSM state per sequence, float32", _size(ssm_bytes_per_sequence(spec))),
-        Row("convolution state per sequence, bfloat16", _size(conv_bytes_per_sequence(spec))),
+        Row("weights, bfloat16", size_text(2 * spec.num_parameters)),
+        Row("weights, float32", size_text(4 * spec.num_parameters)),
+        Row("KV cache per token, bfloat16", size_text(kv_bytes)),
+        Row("SSM state per sequence, float32", size_text(ssm_bytes_per_sequence(spec))),
+        Row("convolution state per sequence, bfloat16", size_text(conv_bytes_per_sequence(spec))),
     ]
     if kv_bytes:
         rows.append(Row("state equals the KV cache of", f"{fixed_bytes // kv_bytes:,} tokens"))
@@ -106,7 +190,8 @@ def describe(spec: ModelSpec) -> list[Row]:
     return rows
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
+    """Return a number of bytes in the largest unit it reaches."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:.4g} {name}"

@@ -15,12 +15,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from plait.kernels.conv import causal_conv, conv_step
+from plait.kernels.documents import Documents
 from plait.kernels.gated_norm import gated_rms_norm
 from plait.kernels.ssd import ssd_scan
 from plait.kernels.state_step import ssd_step
 from plait.model.layers import Linear, RMSNorm, at_least_float32
 from plait.model.spec import ModelSpec
 from plait.model.state import ForwardContext
+
+# tokens whose projections are worked on before the next are made: they stay in the last cache, and
+# in memory that the allocator has at hand
+_TILE_TOKENS = 1024
 
 
 class DepthwiseConv(nn.Module):
@@ -68,6 +73,23 @@ class Mamba2(nn.Module):
 
     def forward(self, u: Float[Tensor, "B T D"], context: ForwardContext) -> Float[Tensor, "B T D"]:
         """Return the mixed tokens in u.dtype; dt, A and the scan run in at least float32."""
+        state, documents = context.state, context.documents
+        conv, ssm = (state.conv[self.ordinal], state.ssm[self.ordinal]) if state else (None, None)
+        if context.is_single_step and conv is not None and ssm is not None:
+            z, xbc, dt, A = self._project_in(u)
+            return self._project_out(self._step(xbc, dt, A, conv, ssm), z)
+        parts = []
+        for part in u.split(_tile_tokens(u, context), dim=1):
+            z, xbc, dt, A = self._project_in(part)
+            y, conv, ssm = self._scan(xbc, dt, A, conv, ssm, documents)
+            parts.append(self._project_out(y, z))
+        if state and conv is not None and ssm is not None:
+            state.conv[self.ordinal].copy_(conv)
+            state.ssm[self.ordinal].copy_(ssm)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _project_in(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return z (B, T, d_inner), xBC (B, T, conv_dim), dt (B, T, H) and A (H)."""
         spec = self.spec
         z, xbc, dt = self.in_proj(u).split([spec.d_inner, spec.conv_dim, spec.mamba_num_heads], -1)
         dt = at_least_float32(dt)
@@ -75,29 +97,33 @@ class Mamba2(nn.Module):
         low, high = spec.time_step_limit
         if low > 0.0 or high < float("inf"):
             dt = dt.clamp(low, high)
-        mix = self._step if context.is_single_step else self._scan
-        y = mix(xbc, dt, -self.A_log.to(dt.dtype).exp(), context)
-        y = gated_rms_norm(y.flatten(-2), z, self.norm.weight, self.norm.eps, spec.num_groups)
-        return self.out_proj(y)
+        return z, xbc, dt, -self.A_log.to(dt.dtype).exp()
 
-    def _scan(self, xbc: Tensor, dt: Tensor, A: Tensor, context: ForwardContext) -> Tensor:
-        """Run any number of tokens: (B, T, conv_dim) -> (B, T, H, P)."""
-        state, documents = context.state, context.documents
-        conv_state = state.conv[self.ordinal] if state else None
-        ssm_state = state.ssm[self.ordinal] if state else None
+    def _project_out(self, y: Tensor, z: Tensor) -> Tensor:
+        """Gate and normalise (B, T, H, P), and return (B, T, D)."""
+        norm, num_groups = self.norm, self.spec.num_groups
+        return self.out_proj(gated_rms_norm(y.flatten(-2), z, norm.weight, norm.eps, num_groups))
+
+    def _scan(
+        self,
+        xbc: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        conv_state: Tensor | None,
+        ssm_state: Tensor | None,
+        documents: Documents | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run any number of tokens: (B, T, conv_dim) -> (B, T, H, P), and both states behind."""
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         xbc, last = causal_conv(xbc, weight, bias, initial_state=conv_state, cu_seqlens=documents)
         x, B, C = self._split_heads(xbc)
         y, final = ssd_scan(x, dt, A, B, C, self.D, initial_state=ssm_state, cu_seqlens=documents)
-        if conv_state is not None and ssm_state is not None:
-            conv_state.copy_(last)
-            ssm_state.copy_(final)
-        return y
+        return y, last, final
 
-    def _step(self, xbc: Tensor, dt: Tensor, A: Tensor, context: ForwardContext) -> Tensor:
-        """Run one token per row through the state: (B, 1, conv_dim) -> (B, 1, H, P)."""
-        assert context.state is not None
-        conv_state, ssm_state = context.state.conv[self.ordinal], context.state.ssm[self.ordinal]
+    def _step(
+        self, xbc: Tensor, dt: Tensor, A: Tensor, conv_state: Tensor, ssm_state: Tensor
+    ) -> Tensor:
+        """Run one token per row, states in place: (B, 1, conv_dim) -> (B, 1, H, P)."""
         xbc = conv_step(xbc[:, 0], conv_state, self.conv1d.weight[:, 0], self.conv1d.bias)
         x, B, C = self._split_heads(xbc)
         return ssd_step(x, dt[:, 0], A, B, C, self.D, ssm_state)[:, None]
@@ -110,3 +136,11 @@ class Mamba2(nn.Module):
         heads = (*xbc.shape[:-1], spec.mamba_num_heads, spec.mamba_head_dim)
         groups = (*xbc.shape[:-1], spec.num_groups, spec.state_size)
         return x.view(heads), B.view(groups), C.view(groups)
+
+
+def _tile_tokens(u: Tensor, context: ForwardContext) -> int:
+    """Return how many tokens of each row to mix at once: all, unless a processor reads rows."""
+    num_rows, num_tokens = u.shape[:2]
+    if torch.is_grad_enabled() or context.documents is not None or u.device.type != "cpu":
+        return max(num_tokens, 1)
+    return max(_TILE_TOKENS // num_rows, 1)

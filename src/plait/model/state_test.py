@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from plait.core.errors import CapacityError
+from plait.model import mamba2
 from plait.model.spec import ModelSpec
-from plait.model.state import HybridState
+from plait.model.state import BLOCK_TOKENS, HybridState
 
 F64 = torch.float64
 
@@ -12,11 +13,28 @@ def tokens_of(spec, *shape):
     return torch.randint(spec.vocab_size, shape, generator=torch.Generator().manual_seed(3))
 
 
-def empty(spec, num_sequences, capacity=80):
+def empty(spec, num_sequences, capacity=80, is_paged=False):
+    if is_paged:
+        return paged(spec, num_sequences, capacity)
     state = HybridState.empty(spec, num_sequences, capacity, dtype=F64)
     # What lies beyond a row's length, left by an earlier sequence, must not count.
     for tensor in (*state.key, *state.value):
         tensor.fill_(1e3)
+    return state
+
+
+def paged(spec, num_sequences, capacity):
+    per_row = -(-capacity // BLOCK_TOKENS)
+    num_blocks = 1 + num_sequences * per_row
+    state = HybridState.paged(spec, num_sequences, num_blocks, capacity, dtype=F64)
+    for tensor in (*state.conv, *state.ssm):
+        tensor.fill_(torch.nan)
+    for tensor in (*state.key, *state.value):
+        tensor[1:] = torch.nan
+    blocks = list(range(num_blocks - 1, 0, -1))
+    for row in range(num_sequences):
+        state.reset_row(row)
+        state.assign(row, 0, blocks[row::num_sequences])
     return state
 
 
@@ -29,11 +47,15 @@ def spec(request):
     return ModelSpec.preset("test", pattern=request.param)
 
 
+PAGED = pytest.mark.parametrize("is_paged", [False, True])
+
+
+@PAGED
 @pytest.mark.parametrize("chunks", [(63,), (1, 1, 1, 60), (17, 2, 31, 3, 10), (3, *[1] * 60)])
-def test_chunks_and_steps_equal_forward(random_model, spec, chunks):
+def test_chunks_and_steps_equal_forward(random_model, spec, chunks, is_paged):
     model = random_model(spec)
     tokens = tokens_of(spec, 2, 63)
-    state = empty(spec, 2)
+    state = empty(spec, 2, is_paged=is_paged)
     logits, start = [], 0
     for size in chunks:
         logits.append(model(tokens[:, start : start + size], state=state))
@@ -42,11 +64,12 @@ def test_chunks_and_steps_equal_forward(random_model, spec, chunks):
     assert state.lengths.tolist() == [63, 63]
 
 
-def test_ragged_rows_in_dense_slots_equal_forward(random_model, spec):
+@PAGED
+def test_ragged_rows_in_dense_slots_equal_forward(random_model, spec, is_paged):
     model = random_model(spec)
     tokens = tokens_of(spec, 4, 70)
     want = model(tokens).detach()
-    slots = empty(spec, 6)
+    slots = empty(spec, 6, is_paged=is_paged)
     lengths = [37, 1, 2, 50]
     for row, length in enumerate(lengths):
         logits = model(tokens[row : row + 1, :length], state=slots.rows(row, row + 1))
@@ -64,18 +87,19 @@ def test_ragged_rows_in_dense_slots_equal_forward(random_model, spec):
     for num_tokens in (1, 1, 5, 1):
         advance(num_tokens)
     # Sequence 1 ends: the last one moves into its slot, the others go on.
-    slots.copy_row(3, 1)
+    slots.swap_rows(3, 1)
     running, lengths = [0, 3, 2], [lengths[0], lengths[3], lengths[2]]
     for num_tokens in (1, 3, 1):
         advance(num_tokens)
-    assert slots.lengths.tolist() == [*lengths, 58, 0, 0]
+    assert slots.lengths.tolist() == [*lengths, 9, 0, 0]
 
 
-def test_packed_documents_continue_their_rows(random_model, spec):
+@PAGED
+def test_packed_documents_continue_their_rows(random_model, spec, is_paged):
     model = random_model(spec)
     tokens = tokens_of(spec, 3, 60)
     want = model(tokens).detach()
-    state = empty(spec, 3)
+    state = empty(spec, 3, is_paged=is_paged)
     done = [0, 0, 0]
     for new in ([5, 1, 20], [1, 30, 2], [1, 1, 1], [0, 4, 1], [33, 9, 8]):
         parts = [tokens[s, n : n + m] for s, (n, m) in enumerate(zip(done, new, strict=True))]
@@ -98,6 +122,23 @@ def test_a_reset_row_starts_from_nothing(random_model, spec):
     assert state.lengths.tolist() == [20, 20]
 
 
+def test_a_stored_row_goes_on_in_another_with_shared_blocks(random_model, spec):
+    model = random_model(spec)
+    tokens, common = tokens_of(spec, 2, 70), 2 * BLOCK_TOKENS
+    tokens[1, :common] = tokens[0, :common]
+    state, store = paged(spec, 2, 96), HybridState.empty(spec, 1, 0, dtype=F64)
+    model(tokens[:1, :common], state=state.rows(0, 1))
+    state.copy_row_to(0, store, 0)
+    model(tokens[:1, common:], state=state.rows(0, 1))
+    state.reset_row(1)
+    store.copy_row_to(0, state, 1)
+    state.assign(1, 0, state.tables[0, :2].tolist(), are_new=False)
+    state.assign(1, 2, [5])
+    got = model(tokens[1:, common:], state=state.rows(1, 2))
+    assert_same(got, model(tokens[1:]).detach()[:, common:])
+    assert state.lengths.tolist() == [70, 70]
+
+
 def test_a_state_leaves_no_trace_for_autograd(random_model, spec):
     model = random_model(spec)
     tokens = tokens_of(spec, 1, 9)
@@ -117,12 +158,9 @@ def test_a_full_state_says_what_to_do(random_model):
     tokens = tokens_of(spec, 2, 12)
     state = empty(spec, 2, capacity=10)
     model(tokens[:, :9], state=state)
-    with pytest.raises(CapacityError, match=r"12 tokens, its state has room for 10.*reserve\(12\)"):
+    with pytest.raises(CapacityError, match=r"12 tokens, its state has room for 10.*more room"):
         model(tokens[:, 9:], state=state)
     assert state.lengths.tolist() == [9, 9]
-    state.reserve(12)
-    rest = model(tokens[:, 9:], state=state)
-    assert_same(rest, model(tokens).detach()[:, 9:])
 
 
 def test_wrong_number_of_rows_is_refused(random_model):
@@ -155,3 +193,16 @@ def test_bfloat16_steps_follow_forward(random_model):
     want = model(tokens).detach()
     error = (torch.cat(logits, 1) - want).square().mean().sqrt() / want.std()
     assert error < 0.03
+
+
+@pytest.mark.parametrize("tile_tokens", [2, 7, 64])
+def test_tiles_of_a_long_prompt_do_not_matter(random_model, spec, tile_tokens, monkeypatch):
+    monkeypatch.setattr(mamba2, "_TILE_TOKENS", tile_tokens)
+    model = random_model(spec)
+    tokens = tokens_of(spec, 2, 63)
+    want = model(tokens).detach()  # with gradients: not in tiles
+    with torch.no_grad():
+        assert_same(model(tokens), want)
+    state = empty(spec, 2)
+    assert_same(model(tokens[:, :40], state=state), want[:, :40])
+    assert_same(model(tokens[:, 40:], state=state), want[:, 40:])

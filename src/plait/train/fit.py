@@ -1,10 +1,11 @@
 """What every stage that trains does around the loop: processes, threads, loading, writing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from plait.core.run_folder import model_directory
 from plait.model.hf import load, save
@@ -46,20 +47,17 @@ def fit(
     tokenizer_from: Path,
     *,
     evaluate: Evaluation | None = None,
+    plain: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> TrainResult:
-    """Shard the model over the processes, train it, and write `out/model` with its tokenizer."""
+    """Shard the model over the processes, train it, and write `out/model` with its tokenizer.
+
+    `plain` turns the tensors that were trained into those of a model (merging adapters).
+    """
     parallel.shard(model, model.backbone.layers)
     result = train(model, batches, loss, settings, out, evaluate=evaluate)
-    gathered = _gathered(model)
+    tensors = parallel.gathered(model.state_dict())  # every process must take part
     if parallel.is_main():
-        save(gathered, out / "model", tokenizer_from=tokenizer_from)
+        whole = HybridLM(model.spec, device="meta")
+        whole.load_state_dict(plain(tensors), assign=True)
+        save(whole, out / "model", tokenizer_from=tokenizer_from)
     return result
-
-
-def _gathered(model: HybridLM) -> HybridLM:
-    """Return the model with whole tensors; every process must call it."""
-    if parallel.num_processes() == 1:
-        return model
-    gathered = HybridLM(model.spec, device="meta")
-    gathered.load_state_dict(parallel.gathered(model.state_dict()), assign=True)
-    return gathered

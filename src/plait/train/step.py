@@ -22,7 +22,8 @@ class LossOutput(NamedTuple):
     weight: Tensor | float
     """Sum of the weights; the gradient is divided by its sum over the step."""
     metrics: Mapping[str, Tensor | float] = {}
-    """Figures to record; the mean over the step's micro-batches is written."""
+    """Figures to record; the mean over the step's micro-batches is written, of a name that begins
+    with `max_` the largest."""
     num_tokens: int = 0
     """Tokens run through the model, for the record of speed and progress."""
 
@@ -50,7 +51,7 @@ class Described(Protocol):
 
 
 class StepSums(NamedTuple):
-    """Sums over all micro-batches of a step; of `metrics`, means."""
+    """Sums over all micro-batches of a step; of `metrics`, means or maxima."""
 
     total: float
     weight: float
@@ -86,13 +87,17 @@ def accumulate(
     for index, row in rows.items():
         table[index] = row
     table = parallel.summed(table).cpu()
-    total, weight, num_tokens, *others = table.sum(0).tolist()
+    total, weight, num_tokens, *sums = table.sum(0).tolist()
     if weight <= 0:
         raise DataError(
             f"no token carries loss weight in the batch drawn at {_origin(batches, places[0])}"
         )
-    means = {name: value / num_micro_batches for name, value in zip(names, others, strict=True)}
-    return StepSums(total, weight, int(num_tokens), means, table[:, 0].tolist(), places)
+    maxima = table.amax(0).tolist()[3:]
+    metrics = {
+        name: largest if name.startswith("max_") else sum_ / num_micro_batches
+        for name, sum_, largest in zip(names, sums, maxima, strict=True)
+    }
+    return StepSums(total, weight, int(num_tokens), metrics, table[:, 0].tolist(), places)
 
 
 def _draw(batches: Batches) -> Any:

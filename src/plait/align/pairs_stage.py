@@ -1,0 +1,148 @@
+"""The stage `pairs`: preferences of the current model's own answers, for on-policy DPO.
+
+Reads `model`, JSONL files of prompts (`prompt, verifier, reference`), and optionally `reward`, a
+reward model that judges instead of verifiers. Each prompt is answered `group_size` times; of a
+group whose rewards differ, the best answer is chosen and the worst rejected (of equals, the
+shortest best and the first worst). Writes `pairs.jsonl`, which the stage `dpo` takes as its input
+`pairs`. Rounds, as in the report (section 3.2), are stages one after another:
+
+    10_pairs.toml  model = "sft"                     11_dpo.toml  model = "sft",  pairs = "pairs"
+    12_again.toml  model = "dpo"                     13_dpo2.toml model = "dpo",  pairs = "again"
+"""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, model_validator
+
+from plait.align.chains import train_questions
+from plait.align.grpo import check_judged
+from plait.align.judge import judge_of
+from plait.align.records import Refusals, existing_files, read_records
+from plait.align.rollout import (
+    Prompt,
+    Rollout,
+    RolloutSettings,
+    build_prompts,
+    sample_groups,
+    write_groups,
+)
+from plait.align.tune import PAIRS_FILE
+from plait.align.verify import VerifierPool
+from plait.core.artifact import write_atomic
+from plait.core.errors import DataError
+from plait.core.run_folder import model_directory
+from plait.core.seed import mix_seed
+from plait.data.tokenizer import Tokenizer
+from plait.train.fit import load_masters, session
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class PairsSettings(RolloutSettings):
+    """Settings of the stage `pairs`; files hold prompts with verifier and reference."""
+
+    files: tuple[str, ...] = ()
+    """JSONL or parquet files of prompts."""
+    strict: bool = False
+    """True stops at the first row that cannot be used."""
+    num_prompts: PositiveInt | None = None
+    """How many prompts are asked, chosen by the seed; None asks all."""
+    seed: int = 0
+    """Of generated tasks, the choice of prompts and sampling; give each round its own."""
+    num_threads: PositiveInt | None = None
+    """Processor threads; None for torch's own choice."""
+
+    @model_validator(mode="after")
+    def _has_data(self) -> "PairsSettings":
+        if self.chains is None and not self.files:
+            raise ValueError("needs data: a table `chains`, a list `files`, or both")
+        return self
+
+    def files_read(self) -> list[Path]:
+        """Return the user's files."""
+        return existing_files(self.files)
+
+
+def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
+    """Sample from `inputs["model"]` and write `out/pairs.jsonl`.
+
+    Raises: ConfigError for a file that does not exist; DataError if no prompt can be used, or no
+    group's rewards differ.
+    """
+    source = inputs["model"]
+    pool = VerifierPool(settings.verify_workers, settings.verify_timeout_s)
+    with session(settings.num_threads), pool, torch.no_grad():
+        tokenizer = Tokenizer.from_directory(model_directory(source))
+        engine = settings.engine(load_masters(source), tokenizer)
+        refusals = Refusals(settings.strict)
+        records = list(read_records(settings.files_read(), refusals))
+        if settings.chains is not None:
+            records += train_questions(settings.chains, mix_seed(settings.seed, "tasks"))
+        limit, judged = settings.max_prompt_tokens, "reward" not in inputs
+        prompts = build_prompts(records, tokenizer, limit, refusals, judged)
+        refusals.report(out / "data" / "refused.txt")
+        prompts.sort(key=lambda prompt: mix_seed(settings.seed, "choice", prompt.id))
+        prompts = prompts[: settings.num_prompts]
+        groups = sample_groups(
+            engine,
+            prompts,
+            settings.group_size,
+            settings.sampling,
+            partial(settings.thinks, settings.seed),
+            judge_of(inputs, pool),
+            mix_seed(settings.seed, "pairs"),
+        )
+    write_groups(out / "rollouts.jsonl", groups)
+    check_judged(groups)
+    asked = zip(prompts, groups, strict=True)
+    pairs = [pair for prompt, group in asked if (pair := pair_of_group(prompt, group))]
+    if not pairs:
+        answers = [r for group in groups for r in group]
+        cut_off = sum(r.finish_reason == "length" for r in answers)
+        raise DataError(
+            f"none of {len(groups)} prompts has a better and a worse answer ({cut_off} of "
+            f"{len(answers)} answers were cut off at max_tokens = {settings.max_tokens}); raise "
+            "group_size or max_tokens, or ask harder or easier prompts"
+        )
+    lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
+    write_atomic(out / PAIRS_FILE, "".join(lines))
+    rewards = [r.reward for group in groups for r in group if r.reward is not None]
+    return {
+        "pairs": float(len(pairs)),
+        "prompts": float(len(prompts)),
+        "reward": sum(rewards) / len(rewards),
+        "rows_refused": float(len(refusals.reasons)),
+    }
+
+
+def pair_of_group(prompt: Prompt, group: Sequence[Rollout]) -> dict[str, Any] | None:
+    """Return the preference between the best and the worst answer; None if they are equally good.
+
+    Answers that ended at max_tokens are never chosen.
+    """
+    known = [(r.reward, r) for r in group if r.reward is not None]
+    whole = [(reward, r) for reward, r in known if r.finish_reason != "length"]
+    if not whole:
+        return None
+    best, chosen = max(whole, key=lambda pair: (pair[0], -len(pair[1].token_ids)))
+    worst, rejected = min(known, key=lambda pair: pair[0])
+    if best <= worst:
+        return None
+    pair = {
+        "prompt": prompt.messages,
+        "chosen": [_turn(chosen)],
+        "rejected": [_turn(rejected)],
+        "chosen_reward": best,
+        "rejected_reward": worst,
+    }
+    return pair | ({"tools": prompt.tools} if prompt.tools else {})
+
+
+def _turn(rollout: Rollout) -> dict[str, str]:
+    turn = {"role": "assistant", "content": rollout.content}
+    return turn if rollout.reasoning is None else turn | {"reasoning_content": rollout.reasoning}

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from plait.align import dpo_stage, pairs_stage
+from plait.align.dpo_stage import DpoSettings
+from plait.align.pairs_stage import PairsSettings, pair_of_group
+from plait.align.rollout import Prompt, Rollout
+from plait.align.verify import Outcome
+from plait.core.errors import ConfigError, DataError
+
+PROMPT = Prompt("q", [{"role": "user", "content": "Q"}], None, "number", "1")
+
+
+def answer(reward, content, *, finish_reason="stop", reasoning=None):
+    ids = list(range(len(content)))
+    zeros = [0.0] * len(ids)
+    return Rollout(
+        "q",
+        False,
+        [1],
+        ids,
+        zeros,
+        [False] * len(ids),
+        reasoning,
+        content,
+        finish_reason,
+        reward,
+        "",
+    )
+
+
+def test_best_against_worst_of_a_group():
+    group = [answer(0.5, "mid"), answer(1.0, "long best"), answer(1.0, "best"), answer(0.0, "bad")]
+    pair = pair_of_group(PROMPT, group)
+    assert pair["chosen"] == [{"role": "assistant", "content": "best"}]
+    assert pair["rejected"][0]["content"] == "bad"
+    assert (pair["chosen_reward"], pair["rejected_reward"]) == (1.0, 0.0)
+    traced = pair_of_group(PROMPT, [answer(1.0, "x", reasoning="so"), answer(0.0, "y")])
+    assert traced["chosen"][0]["reasoning_content"] == "so"
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        [answer(1.0, "a"), answer(1.0, "b")],
+        [answer(None, "a"), answer(0.0, "b")],
+        [answer(1.0, "a", finish_reason="length"), answer(0.0, "b")],
+        [],
+    ],
+    ids=["equal", "unjudged", "cut off", "empty"],
+)
+def test_groups_without_a_preference_give_no_pair(group):
+    assert pair_of_group(PROMPT, group) is None
+
+
+def test_pairs_feed_dpo(base_model, tmp_path, monkeypatch):
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"Add {n}.", "verifier": "number", "reference": f"{n}"} for n in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = {"files": [str(file)], "num_prompts": 3, "group_size": 3, "max_tokens": 12}
+    table |= {"num_threads": 1, "thinking_share": 0.0}
+    settings = PairsSettings.parse(table, "recipe")
+    inputs = {"model": base_model}
+    with pytest.raises(DataError, match="none of 3 prompts has a better and a worse answer"):
+        pairs_stage.run(settings, inputs, tmp_path / "equal")
+
+    def judge_of(inputs, pool):
+        return lambda asked: [Outcome(float(sum(c.token_ids) % 9), "") for _, c in asked]
+
+    monkeypatch.setattr(pairs_stage, "judge_of", judge_of)
+    # an untrained model never ends its turn; here an answer may end anywhere
+    monkeypatch.setattr(
+        pairs_stage,
+        "sample_groups",
+        lambda *a: [[r._replace(finish_reason="stop") for r in g] for g in sample(*a)],
+    )
+    metrics = pairs_stage.run(settings, inputs, tmp_path / "pairs")
+    assert metrics["pairs"] == metrics["prompts"] == 3
+    assert 0 < metrics["reward"] < 9
+
+    settings = DpoSettings.parse({"learning_rate": 1e-3, "num_threads": 1}, "recipe")
+    metrics = dpo_stage.run(settings, inputs | {"pairs": tmp_path / "pairs"}, tmp_path / "dpo")
+    assert metrics["pairs"] == 3
+    with pytest.raises(ConfigError, match="needs data: a list `files`, or an earlier stage"):
+        dpo_stage.run(settings, inputs, tmp_path / "none")
+
+
+sample = pairs_stage.sample_groups

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from plait.align.records import (
+    Refusals,
+    preference_sides,
+    prompt_messages,
+    read_records,
+)
+from plait.core.errors import DataError
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_bad_rows_are_named_by_file_and_line_and_the_rest_is_read(tmp_path, caplog):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"a": 1}\n{\n[1]\n{"b": "\xe4"}\n{"c": 2}\n')
+    refusals = Refusals()
+    rows = list(read_records([file], refusals))
+    assert rows == [
+        {"a": 1, "id": f"{file}, line 1"},
+        {"c": 2, "id": f"{file}, line 5"},
+    ]
+    assert [reason.split(": ")[0][-6:] for reason in refusals.reasons] == [
+        "line 2",
+        "line 3",
+        "line 4",
+    ]
+    refusals.report(tmp_path / "refused.txt")
+    assert (tmp_path / "refused.txt").read_text().count("\n") == 3
+    assert "3 rows refused" in caplog.text
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        list(read_records([file], Refusals(strict=True)))
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        list(read_records([tmp_path / "none.jsonl"], refusals))
+
+
+def test_parquet_as_data_sets_come_from_the_hub(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    rows = [{"messages": [user("Hi"), assistant("Ho")], "tools": "t"}, {"messages": [user("A")]}]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "talk.parquet")
+    first, second = read_records([tmp_path / "talk.parquet"], Refusals(strict=True))
+    assert first["messages"] == rows[0]["messages"]
+    assert first["tools"] == "t"
+    assert "tools" not in second
+    (tmp_path / "bad.parquet").write_bytes(b"no")
+    with pytest.raises(DataError, match="not a readable parquet file"):
+        list(read_records([tmp_path / "bad.parquet"], Refusals()))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "Q", "chosen": "good", "rejected": "bad"},
+        {"prompt": [user("Q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
+        {"chosen": [user("Q"), assistant("good")], "rejected": [user("Q"), assistant("bad")]},
+    ],
+    ids=["texts", "conversation", "prompt within"],
+)
+def test_every_form_of_a_preference_that_trl_reads(record):
+    assert preference_sides(record) == ([user("Q")], [assistant("good")], [assistant("bad")])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "Q", "chosen": "x", "rejected": "x"}, "equal, so there is no preference"),
+        ({"prompt": "Q", "chosen": "x"}, "a list of messages under `rejected`"),
+        ({"prompt": "", "chosen": "x", "rejected": "y"}, "a list of messages under `prompt`"),
+        ({"chosen": "x", "rejected": "y"}, "no `prompt`"),
+        ({"prompt": "Q", "chosen": [user("x")], "rejected": "y"}, "`chosen` must end with an"),
+        ({"prompt": "Q", "chosen": [], "rejected": "y"}, "`chosen` holds messages"),
+        ({"prompt": [assistant("x")], "chosen": "x", "rejected": "y"}, "an assistant's turn"),
+    ],
+)
+def test_preferences_that_teach_nothing_are_named(record, message):
+    with pytest.raises(DataError, match=f"r7: .*{message}"):
+        preference_sides({"id": "r7", **json.loads(json.dumps(record))})
+
+
+def test_a_prompt_is_a_text_or_messages():
+    assert prompt_messages({"prompt": "Q"}) == [user("Q")]
+    assert prompt_messages({"prompt": [user("Q")]}) == [user("Q")]
+    with pytest.raises(DataError, match="needs a list of messages under `prompt`"):
+        prompt_messages({})

@@ -1,0 +1,68 @@
+"""A server with a tiny random model on a real socket."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import openai
+import pytest
+
+from plait.data.train_tokenizer import train_tokenizer
+from plait.engine.engine import Engine
+from plait.model.init import init_weights
+from plait.model.lm import HybridLM
+from plait.model.spec import ModelSpec
+from plait.serve.api import ServeSettings, build_app
+from plait.serve.run import Server, listen
+from plait.serve.worker import Worker
+
+MODEL = "tiny-random"
+
+
+class Running(NamedTuple):
+    url: str
+    engine: Engine
+    worker: Worker
+
+
+def tiny_engine(**options) -> Engine:
+    options = {"max_context": 2048, "memory_bytes": 2**30, **options}
+    text = 'hello User Assistant <think>\nso\n</think>\n\n{"name": "a", "arguments": {}} <TOOLCALL>'
+    tokenizer = train_tokenizer([text] * 3, vocab_size=300)
+    spec = ModelSpec.preset("test").model_copy(update={"vocab_size": tokenizer.vocab_size})
+    return Engine(init_weights(HybridLM(spec), seed=0), tokenizer, **options)
+
+
+@contextmanager
+def serving(engine: Engine, **settings) -> Iterator[Running]:
+    app = build_app(engine, ServeSettings(model_name=MODEL, **settings))
+    ready = threading.Event()
+    server = Server(app, ready.set)
+    listener = listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, app.state.worker)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+# These do not yield: under jaxtyping's import hook pytest does not see a generator for what it is.
+
+
+@pytest.fixture(scope="session")
+def tiny(request: pytest.FixtureRequest) -> Running:
+    stack = ExitStack()
+    request.addfinalizer(stack.close)  # noqa: PT021
+    return stack.enter_context(serving(tiny_engine(max_num_seqs=8)))
+
+
+@pytest.fixture
+def client(tiny: Running, request: pytest.FixtureRequest) -> openai.OpenAI:
+    client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
+    request.addfinalizer(client.close)  # noqa: PT021
+    return client
