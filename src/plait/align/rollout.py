@@ -8,7 +8,7 @@ their log-probabilities still differ is measured on every step (see `grpo_stage`
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch.nn.utils import parametrize
@@ -28,6 +28,27 @@ from plait.grade.verifiers import verifier_place
 from plait.model.lm import HybridLM
 
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What answers prompts: the engine, or anything else that gives ids and log-probabilities."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What ids mean."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
+    ) -> list[Completion]:
+        """Return a completion per prompt, in their order."""
+        ...
 
 
 class RolloutSettings(Settings):
@@ -150,7 +171,7 @@ def _prompt(record: Record, tokenizer: Tokenizer, max_tokens: int, verified: boo
 
 
 def sample_groups(
-    engine: Engine,
+    engine: Generator,
     prompts: Sequence[Prompt],
     group_size: int,
     params: SamplingParams,
