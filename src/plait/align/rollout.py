@@ -88,7 +88,7 @@ class RolloutSettings(Settings):
 
     def thinks(self, seed: int, prompt: "Prompt") -> bool:
         """Say whether a prompt is asked with thinking on, in the round of this seed."""
-        return mix_seed(seed, "thinking", prompt.id) / 2**63 < self.thinking_share
+        return mix_seed(seed, "thinking", prompt.identity) / 2**63 < self.thinking_share
 
 
 class Prompt(NamedTuple):
@@ -100,6 +100,11 @@ class Prompt(NamedTuple):
     verifier: str
     """Name of the grader; "" where a reward model judges."""
     reference: str
+
+    @property
+    def identity(self) -> str:
+        """What is asked, wherever its file lies: what choices by seed depend on."""
+        return json.dumps(self.messages)
 
 
 class Rollout(NamedTuple):
