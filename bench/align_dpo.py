@@ -1,10 +1,11 @@
-"""Do rounds of on-policy DPO raise accuracy on questions nobody has seen?
+"""Do rounds of on-policy DPO raise accuracy on new questions of the training split?
 
     python bench/align_dpo.py /tmp/align
 
 Starts from the spoilt model that bench/align_chains.py left in OUT/spoilt. Each round samples
 eight answers to fresh training questions, pairs a right one with a wrong one, and learns from the
 pairs; the sampled accuracy of each round is thus measured before its questions are learnt from.
+They come from other seeds, not from the held-out split, and are not compared with earlier ones.
 The last line is the accuracy of the final model on questions of a further round.
 """
 

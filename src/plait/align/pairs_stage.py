@@ -86,7 +86,7 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
         limit, judged = settings.max_prompt_tokens, "reward" not in inputs
         prompts = build_prompts(records, tokenizer, limit, refusals, judged)
         refusals.report(out / "data" / "refused.txt")
-        prompts.sort(key=lambda prompt: mix_seed(settings.seed, "choice", prompt.id))
+        prompts.sort(key=lambda prompt: mix_seed(settings.seed, "choice", prompt.identity))
         prompts = prompts[: settings.num_prompts]
         groups = sample_groups(
             engine,

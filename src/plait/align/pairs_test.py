@@ -58,7 +58,7 @@ def test_pairs_feed_dpo(base_model, tmp_path, monkeypatch):
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"Add {n}.", "verifier": "number", "reference": f"{n}"} for n in range(5)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = {"files": [str(file)], "num_prompts": 3, "group_size": 3, "max_tokens": 12}
+    table = {"files": [str(file)], "num_prompts": 3, "group_size": 4, "max_tokens": 12}
     table |= {"num_threads": 1, "thinking_share": 0.0}
     settings = PairsSettings.parse(table, "recipe")
     inputs = {"model": base_model}
@@ -66,7 +66,7 @@ def test_pairs_feed_dpo(base_model, tmp_path, monkeypatch):
         pairs_stage.run(settings, inputs, tmp_path / "equal")
 
     def judge_of(inputs, pool):
-        return lambda asked: [Outcome(float(sum(c.token_ids) % 9), "") for _, c in asked]
+        return lambda asked: [Outcome(float(sum(c.token_ids) % 97), "") for _, c in asked]
 
     monkeypatch.setattr(pairs_stage, "judge_of", judge_of)
     # an untrained model never ends its turn; here an answer may end anywhere
@@ -77,7 +77,7 @@ def test_pairs_feed_dpo(base_model, tmp_path, monkeypatch):
     )
     metrics = pairs_stage.run(settings, inputs, tmp_path / "pairs")
     assert metrics["pairs"] == metrics["prompts"] == 3
-    assert 0 < metrics["reward"] < 9
+    assert 0 < metrics["reward"] < 97
 
     settings = DpoSettings.parse({"learning_rate": 1e-3, "num_threads": 1}, "recipe")
     metrics = dpo_stage.run(settings, inputs | {"pairs": tmp_path / "pairs"}, tmp_path / "dpo")

@@ -8,7 +8,7 @@ their log-probabilities still differ is measured on every step (see `grpo_stage`
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch.nn.utils import parametrize
@@ -28,6 +28,27 @@ from plait.grade.verifiers import verifier_place
 from plait.model.lm import HybridLM
 
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What answers prompts: the engine, or anything else that gives ids and log-probabilities."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What ids mean."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
+    ) -> list[Completion]:
+        """Return a completion per prompt, in their order."""
+        ...
 
 
 class RolloutSettings(Settings):
@@ -67,7 +88,7 @@ class RolloutSettings(Settings):
 
     def thinks(self, seed: int, prompt: "Prompt") -> bool:
         """Say whether a prompt is asked with thinking on, in the round of this seed."""
-        return mix_seed(seed, "thinking", prompt.id) / 2**63 < self.thinking_share
+        return mix_seed(seed, "thinking", prompt.identity) / 2**63 < self.thinking_share
 
 
 class Prompt(NamedTuple):
@@ -79,6 +100,11 @@ class Prompt(NamedTuple):
     verifier: str
     """Name of the grader; "" where a reward model judges."""
     reference: str
+
+    @property
+    def identity(self) -> str:
+        """What is asked, wherever its file lies: what choices by seed depend on."""
+        return json.dumps(self.messages)
 
 
 class Rollout(NamedTuple):
@@ -150,7 +176,7 @@ def _prompt(record: Record, tokenizer: Tokenizer, max_tokens: int, verified: boo
 
 
 def sample_groups(
-    engine: Engine,
+    engine: Generator,
     prompts: Sequence[Prompt],
     group_size: int,
     params: SamplingParams,
