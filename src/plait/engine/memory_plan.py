@@ -28,8 +28,6 @@ from plait.model.spec import ModelSpec
 from plait.model.state import BLOCK_TOKENS
 
 DEFAULT_ROWS = 32
-FIXED_BYTES = GIB // 2
-"""Device context, library workspaces and fragmentation; a guess that a measurement may replace."""
 _STORED_PER_ROW = 4
 """Most states stored for reuse, for each row."""
 _USABLE = 0.9
@@ -86,30 +84,6 @@ class MemoryPlan(NamedTuple):
         return "\n".join(lines)
 
 
-class _Terms(NamedTuple):
-    """Bytes that one request of a given length takes, beside further states."""
-
-    weights: int
-    kv: int
-    activations: int
-    fixed: int
-
-    @classmethod
-    def of(
-        cls,
-        spec: ModelSpec,
-        context_tokens: int,
-        weights_bytes: int,
-        bytes_per_value: int,
-        prefill_tokens: int,
-    ) -> "_Terms":
-        kv = kv_bytes_per_token(spec, bytes_per_value) * context_tokens
-        # An attention layer brings its blocks together for the call: one layer at a time.
-        gathered = kv // max(spec.num_attention_layers, 1)
-        read = prefill_bytes(spec, min(prefill_tokens, context_tokens), bytes_per_value)
-        return cls(weights_bytes, kv, read + gathered, FIXED_BYTES)
-
-
 def plan_memory(
     spec: ModelSpec,
     memory_bytes: int,
@@ -130,8 +104,7 @@ def plan_memory(
     `max_num_seqs` states, do not fit.
     """
     block = kv_bytes_per_token(spec, bytes_per_value) * BLOCK_TOKENS
-    state = ssm_bytes_per_sequence(spec, ssm_bytes_per_value)
-    state += conv_bytes_per_sequence(spec, bytes_per_value)
+    state = state_bytes_per_sequence(spec, bytes_per_value, ssm_bytes_per_value)
     rows, context = max_num_seqs or 1, max_context or spec.max_position_embeddings
 
     def terms(context: int) -> ServingBytes:
@@ -149,11 +122,11 @@ def plan_memory(
         return one._replace(activations=one.activations + gathered)
 
     def left(context: int) -> int:
-        return memory_bytes - sum(terms(context)) - rows * state
+        return memory_bytes - terms(context).total - (rows - 1) * state
 
     if left(context) < 0 and max_context is None:
         # The terms that grow with the context are linear in it.
-        slope = sum(terms(2 * context)) - sum(terms(context))
+        slope = terms(2 * context).total - terms(context).total
         context += left(context) * context // slope - BLOCK_TOKENS if slope else 0
         context = context // BLOCK_TOKENS * BLOCK_TOKENS
     if context < 1 or left(context) < 0:

@@ -66,6 +66,13 @@ def test_shorter_states_leave_room_for_more():
     assert short.num_rows > plan(22, max_context=131072).num_rows
 
 
+def test_terms_are_those_of_the_compression_budget():
+    # weights + KV + state as in the report's budget of 19.66 GiB: 18.69 GiB at 128k, batch 1.
+    got = serving_bytes(NANO, 1, 131072)
+    assert (got.weights + got.kv + got.states) / GIB == pytest.approx(18.69, abs=0.005)
+    assert sum(got) == got.total
+
+
 @pytest.mark.parametrize("pattern", ["M-", "*-", "-"])
 def test_models_without_a_kind_of_layer_can_be_planned(pattern):
     spec = ModelSpec.preset("test", pattern=pattern)

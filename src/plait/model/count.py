@@ -60,17 +60,13 @@ def conv_bytes_per_sequence(spec: ModelSpec, bytes_per_value: int = 2) -> int:
     return spec.num_mamba_layers * spec.conv_dim * (spec.conv_kernel - 1) * bytes_per_value
 
 
-def weight_bytes(spec: ModelSpec, bytes_per_value: int = 2) -> int:
-    """Return bytes of all parameters, embedding and output head counted apart."""
-    return spec.num_parameters * bytes_per_value
-
-
-def prefill_bytes(
-    spec: ModelSpec, num_tokens: int, bytes_per_value: int = 2, scan_chunk_tokens: int = 128
+def state_bytes_per_sequence(
+    spec: ModelSpec, bytes_per_value: int = 2, ssm_bytes_per_value: int = 4
 ) -> int:
-    """Return the most bytes of activations that live at once while `num_tokens` are read.
+    """Return bytes of SSM and convolution state of one sequence."""
+    conv = conv_bytes_per_sequence(spec, bytes_per_value)
+    return ssm_bytes_per_sequence(spec, ssm_bytes_per_value) + conv
 
-    The residual stream and its normed copy stay; beside them one mixer at a time holds
 
 def prefill_bytes(
     spec: ModelSpec, num_tokens: int, bytes_per_value: int = 2, scan_chunk_tokens: int = 128
