@@ -31,7 +31,7 @@ def test_what_cannot_be_served_is_said_before_anything_listens(directory, tmp_pa
         start(directory, taken.getsockname()[1])
     with pytest.raises(CapacityError, match="does not fit"):
         start(directory, memory="1MiB")
-    with pytest.raises(ConfigError, match="not a size"):
+    with pytest.raises(ConfigError, match="no size"):
         start(directory, memory="much")
     with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
         start(directory, dtype="float8")
