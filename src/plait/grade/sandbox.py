@@ -150,9 +150,10 @@ def _command(kind: Kind, folder: Path, limits: Limits) -> list[str]:
     binds = [part for path in shown for part in _bubblewrap_bind(path)]
     return [
         *(*timed, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"),
+        # Before the binds: Python itself may be installed below /tmp.
+        *("--size", str(4 * limits.file_bytes), "--tmpfs", "/tmp"),
         *(*binds, "--ro-bind", str(_JAIL), "/jail.py", "--ro-bind", str(folder / "job"), "/job"),
         *("--proc", "/proc", "--dev", "/dev", "--chdir", "/tmp"),
-        *("--size", str(4 * limits.file_bytes), "--tmpfs", "/tmp"),
         *(*jail, "/jail.py", json.dumps(plan)),
     ]
 

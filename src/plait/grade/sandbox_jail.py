@@ -34,23 +34,27 @@ def main() -> None:
 
 
 def _change_root(plan: dict) -> None:
-    """Enter a file system of what is shown, all of it read-only, with an empty /tmp."""
+    """Enter a file system of what is shown, all of it read-only, with a /tmp of its own.
+
+    /tmp comes first: Python itself may be installed below it.
+    """
     root = plan["root"]
     os.umask(0o022)
     _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    os.mkdir(root + "/tmp")
+    options = f"size={plan['tmp_bytes']},mode=1777"
+    _mount("tmpfs", root + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
     for path in plan["shown"]:
         _show(path, root + path)
     _show(plan["job"], root + "/job")
     _show("/proc", root + "/proc")
-    os.mkdir(root + "/tmp")
     os.chdir(root)
     _mount(root, "/", flags=_MS_MOVE)
     os.chroot(".")
     os.chdir("/")
-    _make_read_only("/")
-    options = f"size={plan['tmp_bytes']},mode=1777"
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+    _set_attributes("/", _AT_RECURSIVE, (_MOUNT_ATTR_RDONLY, 0))
+    _set_attributes("/tmp", 0, (0, _MOUNT_ATTR_RDONLY))
 
 
 def _show(path: str, target: str) -> None:
@@ -65,15 +69,16 @@ def _show(path: str, target: str) -> None:
     _mount(path, target, flags=_MS_BIND | _MS_REC)
 
 
-def _make_read_only(path: str) -> None:
-    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY, 0, 0, 0)
+def _set_attributes(path: str, flags: int, set_and_clear: tuple[int, int]) -> None:
+    """Set and clear attributes of the mount at `path`; of those below it too if recursive."""
+    attributes = (ctypes.c_uint64 * 4)(*set_and_clear, 0, 0)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     _check(
         _libc.syscall(
             ctypes.c_long(_SYS_MOUNT_SETATTR),
             ctypes.c_int(_AT_FDCWD),
             path.encode(),
-            ctypes.c_uint(_AT_RECURSIVE),
+            ctypes.c_uint(flags),
             attributes,
             size,
         )
