@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TEXT = (Path(__file__).parent.parent / "docs" / "serve.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BIN = str(Path(sys.executable).parent)
 ADDRESS = ("127.0.0.1", 8000)
 
