@@ -59,7 +59,7 @@ STAGES = {
     "reward": StageKind("plait.align.reward_stage", "RewardSettings", ("model",), ("pairs",)),
     "grpo": StageKind("plait.align.grpo_stage", "GrpoSettings", ("model",), ("reward",)),
     "merge": StageKind("plait.align.merge_stage", "MergeSettings", ("model", "other")),
-    "eval": StageKind("plait.eval.stage", "EvalSettings", ("model", "pretrain"), ("questions",)),
+    "eval": StageKind("plait.eval.stage", "EvalSettings", ("model",), ("questions", "pretrain")),
 }
 
 

@@ -7,8 +7,8 @@ tokens are those of serving; well-formedness is the measured one. Bits per byte 
 pretraining, before its first and after its last step.
 
 Reads `model` (a run folder with `model/` and `data/test.jsonl`; `questions` is the folder of the
-latter where it is another one) and `pretrain` (its `metrics.jsonl`); writes `scores.json` and
-`answers.jsonl`, the same bytes on every run.
+latter where it is another one) and, if given, `pretrain` (its `metrics.jsonl`); writes
+`scores.json` and `answers.jsonl`, the same bytes on every run.
 """
 
 import json
@@ -103,8 +103,10 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     Raises: ConfigError for a missing input; DataError for questions or pretraining scores that are
     missing or cannot be read.
     """
-    model, pretrain = inputs["model"], inputs["pretrain"]
-    before, after = read_bits_per_byte(pretrain / "metrics.jsonl")
+    model = inputs["model"]
+    before, after = {}, {}
+    if "pretrain" in inputs:
+        before, after = read_bits_per_byte(inputs["pretrain"] / "metrics.jsonl")
     asked = inputs.get("questions", model) / "data" / "test.jsonl"
     questions = read_questions(asked, settings.num_questions)
     check_verifiers(questions, VERIFIERS)
