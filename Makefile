@@ -36,6 +36,7 @@ test-gpu: setup
 bench: setup
 	$(BIN)/python bench/import.py
 	$(BIN)/python bench/train_cpu.py
+	$(BIN)/python bench/serve_cpu.py
 	$(BIN)/python bench/serve_http.py
 	$(BIN)/python bench/compress_cpu.py
 

@@ -4,12 +4,10 @@ import pytest
 import torch
 
 from plait.compress import importance as importance_module
-from plait.compress.calibration import calibration_rows
 from plait.compress.cut import Shape
 from plait.compress.importance import ScoreSettings, score
 from plait.compress.scores import FINAL_NORM, Scores, gated_norm_name, norm_name
 from plait.core.errors import CheckpointError, ConfigError, DataError
-from plait.data.indexed import ShardWriter
 from plait.model.hf import save
 from plait.model.hf_stream import ModelDirectory
 from plait.model.spec import ModelSpec
@@ -350,63 +348,3 @@ def test_parents_that_cannot_be_scored_are_refused(random_model, parent, tmp_pat
 
 
 # ---- where rows come from ----
-
-
-@pytest.fixture
-def blend(tmp_path):
-    size = {"documents": 1, "tokens": 1, "bytes": 1}
-    categories = {"code": 20, "maths": 8}
-    for number, (name, count) in enumerate(categories.items()):
-        with ShardWriter(tmp_path / "blend" / "train" / name, 97) as shard:
-            for document in range(count):
-                shard.add([number * 40 + document] * 5 + [2])
-    content = {
-        "vocab_size": 97,
-        "phases": [{"until": 1.0, "weights": {"code": 1.0, "maths": 1.0}}],
-        "max_epochs": 8,
-        "train": dict.fromkeys(categories, size),
-        "validation": {},
-    }
-    (tmp_path / "blend" / "blend.json").write_text(json.dumps(content))
-    return tmp_path / "blend"
-
-
-def test_rows_are_of_all_categories_and_of_no_document_twice(blend):
-    rows = calibration_rows(blend, 8, 12)
-    assert rows.shape == (8, 12)
-    assert (rows >= 40).any(1).tolist() == [False, True] * 4
-    documents = rows.unflatten(1, (2, 6))[:, :, 0].flatten().tolist()
-    assert len(set(documents)) == 16
-    assert torch.equal(rows, calibration_rows(blend, 8, 12))
-    assert not torch.equal(rows, calibration_rows(blend, 8, 12, seed=1))
-    # 28 documents of 6 tokens; maths gives 4 rows of 12, code 10
-    assert calibration_rows(blend, 14, 12).shape == (14, 12)
-
-
-def test_too_little_text_is_an_error(blend, tmp_path):
-    with pytest.raises(DataError, match="gives 14 calibration rows of 12 tokens, 15 are asked for"):
-        calibration_rows(blend, 15, 12)
-    with pytest.raises(DataError, match="validation split gives 0 calibration rows"):
-        calibration_rows(blend, 1, 12, split="validation")
-    with pytest.raises(ConfigError, match="0 rows of 12 tokens; at least 1 row of 2"):
-        calibration_rows(blend, 0, 12)
-    with pytest.raises(ConfigError, match="split is 'test'; allowed: train, validation"):
-        calibration_rows(blend, 1, 12, split="test")
-    with pytest.raises(ConfigError, match="name the tokenizer's directory"):
-        calibration_rows(tmp_path, 1, 12)
-
-
-def test_documents_are_tokenised(tmp_path):
-    from plait.data.train_tokenizer import train_tokenizer
-
-    files = tmp_path / "documents" / "train"
-    files.mkdir(parents=True)
-    lines = [
-        {"text": f"the plait number {i} has three strands", "id": str(i), "metadata": {}}
-        for i in range(30)
-    ]
-    (files / "english.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tokenizer = train_tokenizer([line["text"] for line in lines], vocab_size=300)
-    tokenizer.save(tmp_path / "tokenizer")
-    rows = calibration_rows(tmp_path, 4, 16, tokenizer_from=tmp_path / "tokenizer")
-    assert tokenizer.decode(rows[0].tolist()).startswith("the plait number 0 has three")

@@ -7,7 +7,7 @@ right, how many tokens were spent, and whether the output is well-formed.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,10 @@ from plait.core.errors import DataError
 from plait.core.seed import mix_seed
 from plait.data.chat import Message
 from plait.engine.request import Completion, SamplingParams
-from plait.grade.score import Score
+from plait.grade.verifiers import Verifier
 
 Conversation = list[Message]
 Generate = Callable[[list[Conversation], list[SamplingParams]], list[Completion]]
-Verifier = Callable[[str, str, str], Score]
-"""(question, reference, answer) -> score."""
 
 
 class Question(NamedTuple):
@@ -113,7 +111,7 @@ def read_questions(file: Path, limit: int | None = None) -> list[Question]:
     return questions
 
 
-def check_verifiers(questions: Sequence[Question], verifiers: Mapping[str, Verifier]) -> None:
+def check_verifiers(questions: Sequence[Question], verifiers: Collection[str]) -> None:
     """Refuse questions that nothing can grade.
 
     Raises: DataError naming the question and its verifier.

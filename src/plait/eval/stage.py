@@ -29,16 +29,14 @@ from plait.eval.run import (
     Mean,
     Result,
     Setting,
-    Verifier,
     ask,
     check_verifiers,
     read_questions,
     summarise,
 )
-from plait.grade.number import grade_number
+from plait.grade.verifiers import VERIFIERS, load_verifier
 from plait.train.fit import session
 
-VERIFIERS: dict[str, Verifier] = {"number": grade_number}
 FREE = ".free"
 _BITS = "eval.bits_per_byte."
 
@@ -110,6 +108,7 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     asked = inputs.get("questions", model) / "data" / "test.jsonl"
     questions = read_questions(asked, settings.num_questions)
     check_verifiers(questions, VERIFIERS)
+    verifiers = {each.verifier: load_verifier(VERIFIERS[each.verifier]) for each in questions}
     engine = Engine.from_path(model / "model", max_num_seqs=settings.max_num_seqs)
 
     def generate(
@@ -125,7 +124,7 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         Progress("eval", len(ways) * len(questions), "questions") as progress,
     ):
         for way in ways:
-            given = ask(questions, way, generate, VERIFIERS, settings.seed)
+            given = ask(questions, way, generate, verifiers, settings.seed)
             answers += given
             results.append(summarise(way, given))
             accuracy = results[-1].overall.accuracy

@@ -15,14 +15,13 @@ masses, the gradient at a token of the tail is weight * q(v) (1 - P / Q).
 Source: arXiv 2508.14444 section 4.3 (logits only, forward KL); arXiv 2407.14679 (T = 1).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from plait.kernels.chunked_head import weighted_sum
 from plait.kernels.processor import product_dtype
 
 
@@ -60,7 +59,7 @@ def chunked_kl(
         divergence = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
         return divergence, log_q.exp().sub_(p)
 
-    return _distance(hidden, weight, weights, kept, compare, chunk_tokens)
+    return weighted_sum(hidden, weight, weights, kept, compare, chunk_tokens)
 
 
 def chunked_topk_kl(
@@ -95,74 +94,9 @@ def chunked_topk_kl(
         gradient.scatter_(1, here, q.gather(1, here) - p)
         return divergence + tail[:, 0], gradient
 
-    return _distance(hidden, weight, weights, kept, compare, chunk_tokens)
-
-
-Comparison = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""compare(student's log-probabilities of a chunk, chunk) -> divergences, d divergence / d logits"""
-
-
-def _distance(
-    hidden: Tensor,
-    weight: Tensor,
-    weights: Tensor,
-    kept: Tensor,
-    compare: Comparison,
-    chunk_tokens: int,
-) -> Tensor:
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
-    if len(kept) < len(weights):
-        hidden, weights = hidden.index_select(0, kept), weights.index_select(0, kept)
-    wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad, weight.requires_grad)
-    return _Distance.apply(
-        hidden, weight, weights, compare, chunk_tokens, wants_gradient or (False, False)
-    )  # pyright: ignore
+    return weighted_sum(hidden, weight, weights, kept, compare, chunk_tokens)
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     product = product_dtype(hidden.dtype, hidden.device)
     return torch.mm(hidden.to(product), weight.to(hidden.dtype).to(product).t())
-
-
-class _Distance(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        weights: Tensor,
-        compare: Comparison,
-        chunk_tokens: int,
-        wants_gradient: tuple[bool, bool],
-    ) -> Tensor:
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        product = product_dtype(hidden.dtype, hidden.device)
-        head = weight.to(hidden.dtype).to(product)
-        total = hidden.new_zeros((), dtype=dtype)
-        dhidden = torch.empty_like(hidden) if wants_gradient[0] else None
-        dweight = torch.zeros_like(weight, dtype=dtype) if wants_gradient[1] else None
-        for start in range(0, len(hidden), chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
-            scale, rows = weights[chunk].to(dtype), hidden[chunk].to(product)
-            log_q = torch.mm(rows, head.t()).to(dtype).log_softmax(-1)
-            divergence, dlogits = compare(log_q, chunk)
-            total += (divergence * scale).sum()
-            if dhidden is None and dweight is None:
-                continue
-            dlogits = dlogits.mul_(scale[:, None]).to(product)
-            if dhidden is not None:
-                dhidden[chunk] = torch.mm(dlogits, head)
-            if dweight is not None:
-                dweight += torch.mm(dlogits.t(), rows)
-        ctx.save_for_backward(dhidden, dweight)
-        ctx.weight_dtype = weight.dtype
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
-        dhidden, dweight = ctx.saved_tensors
-        dhidden = None if dhidden is None else dhidden * dtotal.to(dhidden.dtype)
-        dweight = None if dweight is None else (dweight * dtotal).to(ctx.weight_dtype)
-        return dhidden, dweight, None, None, None, None
