@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import time
 
+import httpx2
 import pytest
 from browser import Browser, find_chromium
 
@@ -79,17 +82,25 @@ def test_the_trace_streams_within_its_budget_and_folds(page):
     assert page.evaluate("messages.length") == 2
 
 
+def num_cancelled(url: str) -> float:
+    text = httpx2.get(f"{url}/metrics").text
+    found = re.search(r'plait_requests_total\{finish_reason="cancelled"\} (\S+)', text)
+    return float(found[1]) if found else 0.0
+
+
 def test_stop_ends_the_answer_and_frees_the_slot(page, server):
+    before = num_cancelled(server.url)
     say(page, "hello")
     page.wait_for(f"{last('.trace .text')}?.textContent.length > 5")
     page.click("#stop")
     page.wait_for(f"{last('.note')}?.textContent.startsWith('stopped')")
     page.wait_for("!document.querySelector('#send').hidden")
-    for _ in range(100):
-        if server.worker.num_open == 0:
-            break
-        page.evaluate("new Promise(done => setTimeout(done, 20))")
+    deadline = time.monotonic() + 20
+    while server.worker.num_open and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert server.worker.num_open == 0
+    # It did not just come to its own end meanwhile.
+    assert num_cancelled(server.url) == before + 1
 
 
 def test_without_thinking_there_is_no_trace(page):

@@ -1,5 +1,6 @@
 """What goes wrong, and that the server lives: clients' mistakes, lost clients, failures inside."""
 
+import asyncio
 import json
 import os
 import signal
@@ -15,8 +16,11 @@ import openai
 import pytest
 
 from plait.engine.engine import Engine
+from plait.engine.request import SamplingParams
 from plait.model.hf import save
 from plait.serve.conftest import MODEL, serving, tiny_engine
+from plait.serve.metrics import Metrics
+from plait.serve.worker import Ask, Worker
 
 HELLO = [{"role": "user", "content": "hello"}]
 PLAIT = str(Path(sys.executable).with_name("plait"))
@@ -214,6 +218,29 @@ def test_a_client_that_goes_frees_its_slot(tiny, stream):
         assert eventually(lambda: tiny.worker.stats.num_running == 1)
     assert eventually(lambda: tiny.worker.num_open == 0)
     assert eventually(lambda: not tiny.engine.has_work)
+
+
+def test_a_client_that_goes_as_its_request_is_taken_frees_its_slot(monkeypatch):
+    """Cancelled between the moment a submission is answered and the moment its caller goes on."""
+    engine = tiny_engine(max_num_seqs=1)
+    worker = Worker(engine, Metrics(engine.stats), max_waiting=1)
+    resolve = worker._resolve
+
+    async def submit_and_go():
+        worker.start()
+        ask = Ask("hello", [SamplingParams(max_tokens=1800, ignore_eos=True)])
+        submitting = asyncio.create_task(worker.submit([ask], streams=True))
+        monkeypatch.setattr(
+            worker, "_resolve", lambda *given: (resolve(*given), submitting.cancel())
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        while worker.num_open:
+            await asyncio.sleep(0.01)
+        await worker.close()
+
+    asyncio.run(asyncio.wait_for(submit_and_go(), 10))
+    assert engine.stats().generated_tokens < 1800
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back():

@@ -162,7 +162,13 @@ class Worker:
         taken: asyncio.Future[Answers] = self._events.create_future()
         answers, started = Answers(self, streams=streams), time.monotonic()
         self._commands.put(lambda: self._submit(asks, answers, started, taken))
-        return await taken
+        try:
+            return await taken
+        except asyncio.CancelledError:
+            # The client went when its request was taken but this had not gone on yet.
+            if taken.done() and not taken.cancelled() and taken.exception() is None:
+                answers.release()
+            raise
 
     def release(self, answers: Answers) -> None:
         """Cancel what is not over."""
