@@ -15,7 +15,7 @@ from plait.core.run_folder import read_manifest
 
 PLAIT = str(Path(sys.executable).with_name("plait"))
 STAGES = ["01_curate", "02_tokenizer", "03_blend", "04_pretrain", "05_sft"]
-STAGES += ["06_compress", "07_distill", "08_eval", "09_eval_child"]
+STAGES += ["13_compress", "14_distill", "15_eval", "16_eval_child"]
 
 
 def test_every_stage_finishes(run_directory):
