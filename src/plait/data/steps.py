@@ -1,30 +1,32 @@
 """What a step of curation is, and how a category names the steps that its documents go through.
 
-A category says `content = "web" | "maths" | "code" | "text"`. Each is a module of this room with two
-functions, which `PATHS` names:
+A category says `content = "web" | "maths" | "code" | "text"`. Each is a module of this room with
+two functions, which `PATHS` names:
 
     steps(category: CategorySettings) -> Sequence[Step]         from raw page to text
     late_steps(category: CategorySettings) -> Sequence[Step]    after deduplication; often none
 
 A `Step` is a name and a function from documents to documents. It gets the documents of one shard
 (one category, a few hundred pages) as an iterator, changes them in place, and does exactly one of
-two things with each: yields it, or hands it to `task.drop(document, reason)`. Nothing else happens to
-a document: none is split, joined or made, so documents in = documents kept + documents dropped, and
-curation asserts it. Most steps judge one document at a time; `per_document` makes a step of a
-function that returns the reason to drop, or None:
+two things with each: yields it, or hands it to `task.drop(document, reason)`. Nothing else
+happens to a document: none is split, joined or made, so documents in = documents kept + documents
+dropped, and curation asserts it. Most steps judge one document at a time; `per_document` makes a
+step of a function that returns the reason to drop, or None:
 
     def judge(document: Document, task: Task) -> str | None
 
 Documents are datatrove's: `text`, `id`, `metadata`. The reader gives decoded text (HTML as it
-stands) and the metadata `category`, `url`, `source`, `licence` and `media_type`; a step that finds the
-language sets `language` (programming language for code), scores are floats under their own names.
-A reason is a lower-case word with underscores, says what is wrong with the document (`no_text`), and is
-its name for ever in funnels. A step that needs many documents at once (batches for an endpoint or an
-embedding model) takes them from the iterator as it likes, in order.
+stands) and the metadata `category`, `url`, `source`, `licence` and `media_type`; a step that
+finds the language sets `language` (programming language for code), scores are floats under their
+own names. A reason is a lower-case word with underscores, says what is wrong with the document
+(`no_text`), and is its name for ever in funnels. A step that needs many documents at once
+(batches for an endpoint or an embedding model) takes them from the iterator as it likes, in
+order.
 
-Steps run in worker processes: `steps` is called there, so it may hold what cannot be pickled. What
-is slow to load is loaded on first use and kept (`functools.cache`). A task that is killed is run anew
-from its first document; a step with costly results keeps them under `task.cache`, which survives.
+Steps run in worker processes: `steps` is called there, so it may hold what cannot be pickled.
+What is slow to load is loaded on first use and kept (`functools.cache`). A task that is killed is
+run anew from its first document; a step with costly results keeps them under `task.cache`, which
+survives.
 """
 
 import importlib
