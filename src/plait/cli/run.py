@@ -35,12 +35,16 @@ class StageKind(NamedTuple):
     settings: str
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    many: tuple[str, ...] = ()
+    """Of these roles, those that take a list of sources."""
 
 
 STAGES = {
     "curate": StageKind("plait.data.curate", "CurateSettings"),
     "tokenizer": StageKind("plait.data.train_tokenizer", "TokenizerSettings", ("documents",)),
-    "blend": StageKind("plait.data.blend", "BlendSettings", ("documents", "tokenizer")),
+    "blend": StageKind(
+        "plait.data.blend", "BlendSettings", ("documents", "tokenizer"), many=("documents",)
+    ),
     "pretrain": StageKind(
         "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
     ),
@@ -98,6 +102,9 @@ def check_stage(file: StageFile) -> Stage:
 def _check_inputs(file: StageFile, kind: StageKind) -> None:
     allowed = [*kind.required, *kind.optional]
     for role, source in file.inputs.items():
+        role, dot, _ = role.partition(".")
+        if dot and role not in kind.many:
+            raise ConfigError(f"{file.path}: {file.kind} takes one {role!r}, not a list")
         if role not in allowed:
             hint = nearest(role, allowed) if allowed else "it takes none"
             raise ConfigError(f"{file.path}: {file.kind} takes no input {role!r}; {hint}")

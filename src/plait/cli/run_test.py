@@ -132,6 +132,7 @@ def test_inputs_are_checked_before_the_first_stage(calls, tmp_path, monkeypatch)
     for inputs, message in [
         ("", r"03_three\.toml: needy needs the input 'model'"),
         ('modle = "one"', r"needy takes no input 'modle'; did you mean 'model'"),
+        ('model = ["one", "two"]', r"needy takes one 'model', not a list"),
         ('model = "./nowhere"', r"input 'model': \./nowhere does not exist"),
     ]:
         file.write_text(f'stage = "needy"\n[inputs]\n{inputs}\n')

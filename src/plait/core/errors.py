@@ -24,5 +24,9 @@ class CapacityError(PlaitError):
     """The request is fine but does not fit now: fewer or shorter requests, or more memory."""
 
 
+class EndpointError(PlaitError):
+    """A language model's server cannot be used as a whole; finished work stands."""
+
+
 class RequestError(PlaitError):
     """A generation request contradicts itself or asks for what cannot be done."""

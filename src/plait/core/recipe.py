@@ -7,12 +7,14 @@
         ...                         # everything else: the settings of that kind
 
 A stage is called by its file's name without the number (`pretrain`). An input may also be a path
-(anything with a slash), so that a recipe can start from a folder made elsewhere.
+(anything with a slash), so that a recipe can start from a folder made elsewhere. Where a kind of
+stage says so, a role takes a list, `documents = ["curate", "dialogues"]`: the stage gets the first
+under `documents` and each other one under `documents.` and its name.
 """
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,13 +86,31 @@ def _read_stage(path: Path, earlier: list[str]) -> StageFile:
         raise ConfigError(f'{path}: needs a line such as stage = "pretrain"')
     if not isinstance(inputs, dict):
         raise ConfigError(f"{path}: inputs is a table of role = stage")
+    inputs = _one_source_per_role(path, inputs)
     for role, source in inputs.items():
-        if not isinstance(source, str):
-            raise ConfigError(f"{path}: input {role!r} is {source!r}; give one stage or path")
         if "/" not in source and source not in earlier:
             hint = nearest(source, earlier) if earlier else "this is the first stage"
             raise ConfigError(f"{path}: input {role!r} names {source!r}, no earlier stage; {hint}")
     return StageFile(path, path.stem, key, kind, inputs, table)
+
+
+def _one_source_per_role(path: Path, inputs: dict[str, Any]) -> dict[str, str]:
+    """Give every source after the first of a list a role of its own, `role.source`."""
+    roles: dict[str, str] = {}
+    for role, given in inputs.items():
+        sources = given if isinstance(given, list) else [given]
+        if not sources or not all(isinstance(source, str) for source in sources):
+            raise ConfigError(f"{path}: input {role!r} is {given!r}; give stages or paths")
+        if len(set(sources)) < len(sources):
+            raise ConfigError(f"{path}: input {role!r} names a source twice: {given!r}")
+        roles[role] = sources[0]
+        roles |= {f"{role}.{source}": source for source in sources[1:]}
+    return roles
+
+
+def inputs_of(inputs: Mapping[str, Path], role: str) -> list[Path]:
+    """Return every source that a stage was given under a role, in the order of the recipe."""
+    return [path for name, path in inputs.items() if name.partition(".")[0] == role]
 
 
 def apply_override(override: str, stages: list[StageFile]) -> None:

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from plait.core.errors import ConfigError
-from plait.core.recipe import read_recipe
+from plait.core.recipe import inputs_of, read_recipe
 
 
 def write(folder, **files):
@@ -55,6 +57,9 @@ def test_bad_overrides(recipe, override, message):
         ({"_01_a": 'stage = "x"\n[inputs]\nmodel = "b"'}, "names 'b', no earlier stage"),
         ({"_01_a": 'stage = "x"', "_02_a": 'stage = "x"'}, "second stage called 'a'"),
         ({"_01_a": 'stage = "x"\ninputs = 3'}, "inputs is a table"),
+        ({"_01_a": 'stage = "x"\n[inputs]\nd = 3'}, "input 'd' is 3; give stages or paths"),
+        ({"_01_a": 'stage = "x"\n[inputs]\nd = []'}, "give stages or paths"),
+        ({"_01_a": 'stage = "x"\n[inputs]\nd = ["./b", "./b"]'}, "names a source twice"),
     ],
 )
 def test_bad_files(tmp_path, files, message):
@@ -78,3 +83,11 @@ def test_missing_or_empty_folder(tmp_path):
 def test_an_input_may_be_a_path(tmp_path):
     write(tmp_path, _01_sft='stage = "sft"\n[inputs]\nmodel = "./elsewhere"')
     assert read_recipe(tmp_path).stages[0].inputs == {"model": "./elsewhere"}
+
+
+def test_a_role_may_have_several_sources(tmp_path):
+    write(tmp_path, _01_b='stage = "blend"\n[inputs]\ndocuments = ["./x", "./y"]\nmodel = "./z"')
+    [stage] = read_recipe(tmp_path).stages
+    assert stage.inputs == {"documents": "./x", "documents../y": "./y", "model": "./z"}
+    paths = {role: Path(source) for role, source in stage.inputs.items()}
+    assert inputs_of(paths, "documents") == [Path("x"), Path("y")]

@@ -8,7 +8,7 @@ when the length of training is known (`loader`).
 import io
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from plait.core.artifact import write_atomic, write_json
 from plait.core.config import Settings, nearest
 from plait.core.errors import ConfigError, DataError
 from plait.core.progress import track
+from plait.core.recipe import inputs_of
 from plait.data.documents import document_files, read_documents
 from plait.data.indexed import ShardWriter, TokenShard, idx_path
 from plait.data.mixture import Phase
@@ -100,25 +101,27 @@ def read_token_num_bytes(directory: Path) -> np.ndarray:
 
 
 def run(settings: BlendSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
-    """Write shards and blend.json to `out` from `inputs["documents"]` and `inputs["tokenizer"]`.
+    """Write shards and blend.json to `out` from all `documents` and `inputs["tokenizer"]`.
 
+    A category's shard holds its documents of every folder, folder by folder.
     Shards that stand in `out` are kept: they come from an interrupted run on the same inputs.
     Raises: ConfigError if weights and categories do not match; DataError for an empty category.
     """
     tokenizer = Tokenizer.from_directory(inputs["tokenizer"])
-    files = {split: _used(settings, inputs["documents"], split) for split in SPLITS}
-    phases = _phases_of(settings, files["train"], inputs["documents"])
+    folders = inputs_of(inputs, "documents")
+    files = {split: _used(settings, folders, split) for split in SPLITS}
+    phases = _phases_of(settings, files["train"], ", ".join(map(str, folders)))
     num_bytes = np.array([len(text) for text in tokenizer.token_bytes], dtype=np.int32)
     sizes: dict[str, dict[str, ShardSize]] = {split: {} for split in SPLITS}
     for split in SPLITS:
-        for category, file in files[split].items():
+        for category, found in files[split].items():
             prefix = shard_prefix(out, split, category)
             if not idx_path(prefix).exists():
-                _write_shard(prefix, file, tokenizer, f"{split}/{category}")
+                _write_shard(prefix, found, tokenizer, f"{split}/{category}")
             sizes[split][category] = _measure(prefix, num_bytes)
     empty = [name for name, size in sizes["train"].items() if not size.tokens]
     if empty:
-        raise DataError(f"{inputs['documents']}: no training text in {', '.join(empty)}")
+        raise DataError(f"{', '.join(map(str, folders))}: no training text in {', '.join(empty)}")
     _save_array(out / "token_num_bytes.npy", num_bytes)
     blend = Blend(
         vocab_size=tokenizer.vocab_size,
@@ -130,36 +133,34 @@ def run(settings: BlendSettings, inputs: dict[str, Path], out: Path) -> dict[str
     return _summary(blend)
 
 
-def _used(settings: BlendSettings, documents: Path, split: str) -> dict[str, Path]:
-    files = document_files(documents, split)
-    return {name: file for name, file in files.items() if name not in settings.unused}
+def _used(settings: BlendSettings, folders: Sequence[Path], split: str) -> dict[str, list[Path]]:
+    files = document_files(folders, split)
+    return {name: found for name, found in files.items() if name not in settings.unused}
 
 
-def _phases_of(
-    settings: BlendSettings, files: Mapping[str, Path], folder: Path
-) -> tuple[Phase, ...]:
+def _phases_of(settings: BlendSettings, files: Collection[str], folders: str) -> tuple[Phase, ...]:
     """Return the phases without optional categories that are missing; check all others."""
     missing = {name for name in settings.optional if name not in files}
     if missing:
         logger.warning("no documents of category %s: left out of the blend", ", ".join(missing))
     phases = tuple(phase.without(missing) for phase in settings.phases)
     weighted = {name for phase in phases for name in phase.weights}
-    for name in sorted(weighted - files.keys()):
+    for name in sorted(weighted - set(files)):
         raise ConfigError(
-            f"phases give a weight to {name!r}, which has no documents in {folder}; "
+            f"phases give a weight to {name!r}, which has no documents in {folders}; "
             + nearest(name, list(files))
         )
-    for name in sorted(files.keys() - weighted):
+    for name in sorted(set(files) - weighted):
         raise ConfigError(
-            f"{folder} holds documents of category {name!r}, which no phase gives a weight; "
+            f"{folders} holds documents of category {name!r}, which no phase gives a weight; "
             "give it one, list it under unused or remove it from the curation stage"
         )
     return phases
 
 
-def _write_shard(prefix: Path, file: Path, tokenizer: Tokenizer, name: str) -> None:
+def _write_shard(prefix: Path, files: Sequence[Path], tokenizer: Tokenizer, name: str) -> None:
     with ShardWriter(prefix, tokenizer.vocab_size) as shard:
-        for texts in _batches(track(read_documents(file), f"blend {name}", unit="documents")):
+        for texts in _batches(track(read_documents(files), f"blend {name}", unit="documents")):
             for ids in tokenizer.encode_plain_batch(texts):
                 shard.add([*ids, tokenizer.eos_id])
 

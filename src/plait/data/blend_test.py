@@ -69,6 +69,17 @@ def test_shards_hold_each_document_and_its_end(inputs, tmp_path, monkeypatch):
     assert blend.phases == settings().phases
 
 
+def test_a_category_gathers_the_documents_of_every_folder(inputs, tmp_path):
+    folder = tmp_path / "synth" / "documents" / "train"
+    folder.mkdir(parents=True)
+    (folder / "maths.jsonl").write_text('{"text": "3+3=6", "id": "new"}')
+    run(settings(), inputs | {"documents.synth": tmp_path / "synth"}, tmp_path / "out")
+    tokenizer = blend_module.Tokenizer.from_directory(inputs["tokenizer"])
+    shard = TokenShard(tmp_path / "out" / "train" / "maths")
+    texts = [tokenizer.decode(shard[i].tolist()[:-1]) for i in range(len(shard))]
+    assert texts == [*TEXTS["train"]["maths"], "3+3=6"]
+
+
 def test_an_interrupted_run_ends_in_the_same_files(inputs, tmp_path, monkeypatch):
     run(settings(), inputs, tmp_path / "whole")
     written = []

@@ -147,7 +147,7 @@ def product(out):
 
 
 def documents(out, split):
-    return list(read_documents(document_files(out, split)["web"]))
+    return list(read_documents(document_files([out], split)["web"]))
 
 
 def test_every_page_is_accounted_for(curated):
@@ -305,8 +305,8 @@ def test_an_optional_category_is_left_out_with_a_warning(pages, tmp_path, caplog
     table = {"categories": categories, "workers": 1}
     metrics = run(CurateSettings.parse(table, "test"), {}, tmp_path)
     assert (metrics["kept.web"], metrics["kept.ja"]) == (3, 0)
-    assert list(document_files(tmp_path, "train")) == ["web"]
-    assert list(document_files(tmp_path, "validation")) == ["web"]
+    assert list(document_files([tmp_path], "train")) == ["web"]
+    assert list(document_files([tmp_path], "validation")) == ["web"]
     assert "category 'ja' is empty" in caplog.text
 
 

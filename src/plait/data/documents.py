@@ -4,30 +4,37 @@ Each has `text`, `id` and `metadata`. This is what curation writes and the token
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from plait.core.errors import DataError
 
 
-def document_files(folder: Path, split: str) -> dict[str, Path]:
-    """Return the files of a curated folder by category, in alphabetic order.
+def document_files(folders: Sequence[Path], split: str) -> dict[str, list[Path]]:
+    """Return the files of folders with documents by category, categories in alphabetic order.
 
     Raises: DataError if there is none.
     """
-    directory = folder / "documents" / split
-    files = {file.stem: file for file in sorted(directory.glob("*.jsonl"))}
-    if not files:
-        raise DataError(f"{directory}: no <category>.jsonl here; run the curation stage first")
-    return files
+    directories = [folder / "documents" / split for folder in folders]
+    found = [file for directory in directories for file in directory.glob("*.jsonl")]
+    if not found:
+        places = ", ".join(map(str, directories))
+        raise DataError(f"{places}: no <category>.jsonl here; run the curation stage first")
+    names = sorted({file.stem for file in found})
+    return {name: [file for file in found if file.stem == name] for name in names}
 
 
-def read_documents(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the documents of a file.
+def read_documents(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the documents of files.
 
     Raises: DataError naming file and line for what is not a document.
     """
+    for file in files:
+        yield from _read_file(file)
+
+
+def _read_file(file: Path) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:

@@ -7,7 +7,7 @@ merging by a Tekken-style pattern under which every digit is its own token.
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -63,8 +63,8 @@ def run(settings: TokenizerSettings, inputs: dict[str, Path], out: Path) -> dict
 
     Raises: ConfigError if the vocabulary is too small; DataError if there is no text.
     """
-    files = document_files(inputs["documents"], "train")
-    sizes = {name: _count_characters(file) for name, file in files.items()}
+    files = document_files([inputs["documents"]], "train")
+    sizes = {name: _count_characters(found) for name, found in files.items()}
     if not sum(sizes.values()):
         raise DataError(f"{inputs['documents']}: the training documents hold no text")
     budget = settings.characters_per_category
@@ -134,15 +134,15 @@ def train_tokenizer(
     return Tokenizer(backend, named, nano_template())
 
 
-def sample_text(file: Path, num_characters: int, budget: int) -> Iterator[str]:
-    """Yield documents evenly spread over a file until `budget` characters are spent.
+def sample_text(files: Sequence[Path], num_characters: int, budget: int) -> Iterator[str]:
+    """Yield documents evenly spread over files until `budget` characters are spent.
 
     `num_characters` is the length of all documents together. A document that begins a new unit of
     budget is taken; the last one is cut.
     """
     share = min(1.0, budget / max(num_characters, 1))
     seen = spent = 0
-    for document in read_documents(file):
+    for document in read_documents(files):
         text = document["text"]
         seen += len(text)
         if spent < int(seen * share):
@@ -151,8 +151,8 @@ def sample_text(file: Path, num_characters: int, budget: int) -> Iterator[str]:
             yield text
 
 
-def _count_characters(file: Path) -> int:
-    return sum(len(document["text"]) for document in read_documents(file))
+def _count_characters(files: Sequence[Path]) -> int:
+    return sum(len(document["text"]) for document in read_documents(files))
 
 
 def _chat_texts(num_characters: int) -> Iterator[str]:

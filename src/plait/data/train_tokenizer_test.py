@@ -75,7 +75,7 @@ def test_sampling_spends_the_budget_evenly(tmp_path, budget):
     texts = [chr(0x4E00 + i) * (i % 20 + 1) for i in range(400)]
     total = sum(map(len, texts))
     file = write_documents(tmp_path, all=texts) / "documents" / "train" / "all.jsonl"
-    sample = "".join(sample_text(file, total, budget))
+    sample = "".join(sample_text([file], total, budget))
     assert len(sample) == min(budget, total)
     if budget in (999, 2_000):
         first_half = sum(letter < chr(0x4E00 + 200) for letter in sample)
@@ -96,4 +96,4 @@ def test_lines_that_are_no_documents_are_named(tmp_path, line, message):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "\\ud83d\\ude00"}\n' + line + b"\n")
     with pytest.raises(DataError, match=rf"a\.jsonl, {message}"):
-        list(read_documents(file))
+        list(read_documents([file]))
