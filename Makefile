@@ -1,9 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+NATIVE := src/plait/kernels/native
+
 .PHONY: setup check chromium test test-slow test-gpu bench demo
 
-setup: .venv/.installed
+setup: .venv/.installed .venv/.native
 
 # torch is named first: with it in place no other package can pull in another build of it
 .venv/.installed: pyproject.toml constraints.txt
@@ -11,6 +13,11 @@ setup: .venv/.installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The fast CPU kernels, again whenever their sources change; without a compiler plait does without.
+.venv/.native: .venv/.installed $(wildcard $(NATIVE)/*.h $(NATIVE)/*.cpp) $(NATIVE)/build.py
+	$(BIN)/python $(NATIVE)/build.py
 	touch $@
 
 check: setup

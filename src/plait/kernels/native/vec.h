@@ -1,0 +1,118 @@
+// Sixteen floats at a time, in GCC's and Clang's vector extensions, so that one source serves every
+// processor: the compiler cuts a vector into what the machine has. Only the product of bfloat16
+// pairs names an instruction, and has a portable form beside it.
+//
+// bfloat16 is the upper half of a float32: widening is a shift, narrowing rounds to nearest even.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+typedef float vec __attribute__((vector_size(64)));
+typedef int32_t ivec __attribute__((vector_size(64)));
+typedef uint32_t uvec __attribute__((vector_size(64)));
+typedef uint16_t hvec __attribute__((vector_size(32)));
+
+constexpr int64_t LANES = 16;
+
+struct bf16 {
+    uint16_t bits;
+};
+
+static inline int64_t round_up(int64_t n, int64_t multiple) {
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+static inline vec splat(float x) { return x - vec{}; }
+
+static inline vec load(const float* p) {
+    vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline vec load(const bf16* p) {
+    hvec h;
+    std::memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+
+static inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+
+static inline void store(bf16* p, vec v) {
+    uvec u = (uvec)v;
+    uvec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    ivec is_number = (ivec)(v == v);
+    rounded = (rounded & (uvec)is_number) | (0x7fc0 & ~(uvec)is_number);
+    hvec h = __builtin_convertvector(rounded, hvec);
+    std::memcpy(p, &h, sizeof h);
+}
+
+// The first `count` lanes only, the others zero: 0 < count <= 16.
+template <class T> static inline vec load(const T* p, int64_t count) {
+    if (count >= LANES) return load(p);
+    T buffer[LANES] = {};
+    std::memcpy(buffer, p, count * sizeof(T));
+    return load(buffer);
+}
+
+template <class T> static inline void store(T* p, vec v, int64_t count) {
+    if (count >= LANES) return store(p, v);
+    T buffer[LANES];
+    store(buffer, v);
+    std::memcpy(p, buffer, count * sizeof(T));
+}
+
+static inline float to_float(float x) { return x; }
+static inline float to_float(bf16 x) {
+    uint32_t u = (uint32_t)x.bits << 16;
+    float f;
+    std::memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+static inline void put(float* p, float x) { *p = x; }
+static inline void put(bf16* p, float x) {
+    uint32_t u;
+    std::memcpy(&u, &x, sizeof u);
+    p->bits = x == x ? (u + 0x7fff + ((u >> 16) & 1)) >> 16 : 0x7fc0;
+}
+
+// Pairwise, which is also the order that rounds least.
+static inline float sum(vec v) {
+    typedef float half __attribute__((vector_size(32)));
+    typedef float quarter __attribute__((vector_size(16)));
+    half h = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    quarter q = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+static inline vec blend(ivec mask, vec yes, vec no) { return mask ? yes : no; }
+static inline vec least(vec a, vec b) { return blend(a < b, a, b); }
+
+// exp to about two units in the last place, for x <= 88; 0 below -87, where float32 loses its normal
+// numbers. x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r, and n put into the exponent.
+static inline vec vexp(vec x) {
+    vec clamped = blend(x > -87.0f, least(x, splat(88.0f)), splat(-87.0f));
+    const float shifter = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+    vec shifted = clamped * 1.44269504f + shifter;
+    vec n = shifted - shifter;
+    vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vec scale = (vec)(((ivec)shifted + (127 - 0x4b400000)) << 23);
+    vec result = blend(x > -87.0f, p * scale, vec{});
+    return blend(x == x, result, x);
+}
+
+static inline vec sigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
