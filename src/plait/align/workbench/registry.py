@@ -48,6 +48,13 @@ class Tool(NamedTuple):
         function = {"name": self.name, "description": description, "parameters": parameters}
         return {"type": "function", "function": function}
 
+    @property
+    def brief(self) -> dict[str, Any]:
+        """The declaration cut to names and types, a third of the tokens: for tiny models."""
+        properties = self.schema["function"]["parameters"]["properties"]
+        types = {name: {"type": each.get("type", "string")} for name, each in properties.items()}
+        return {"type": "function", "function": {"name": self.name, "parameters": types}}
+
 
 TOOLS: dict[str, Tool] = {}
 

@@ -31,6 +31,8 @@ class WorkbenchSettings(Settings):
     office: OfficeSettings = OfficeSettings()
     num_distractors: int = Field(3, ge=0, le=len(TOOLS))
     """Tools shown beside those that a task needs; the largest number shows all."""
+    brief: bool = False
+    """Declare tools by names and types alone, without descriptions and allowed values."""
 
     @field_validator("families")
     @classmethod
@@ -54,6 +56,8 @@ class Task(NamedTuple):
     """All calls of someone who does it right, look-ups included."""
     tool_names: list[str]
     """The tools that are shown."""
+    brief: bool
+    """How they are declared."""
     identity: str
     """What it is about, without its wording: decides the split."""
 
@@ -73,7 +77,8 @@ class Task(NamedTuple):
     @property
     def tools(self) -> list[dict[str, Any]]:
         """The declarations of the tools that are shown, in OpenAI's form."""
-        return [TOOLS[name].schema for name in self.tool_names]
+        shown = [TOOLS[name] for name in self.tool_names]
+        return [tool.brief if self.brief else tool.schema for tool in shown]
 
 
 def split_of(identity: str) -> Split:
@@ -106,5 +111,6 @@ def make_task(settings: WorkbenchSettings, seed: int, split: Split, index: int) 
         office,
         plan.steps,
         shown,
+        settings.brief,
         identity,
     )
