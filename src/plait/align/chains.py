@@ -13,9 +13,10 @@ positions:
     R7 sum 1
     B2 sum 3
 
-Three families. `sum` needs the work: each step depends on the one before. `count` and `largest` can
-in part be answered at a glance, so they show what a thinking budget costs when some of the work can
-be skipped. Half of all questions are sums, whose addition table takes the most examples.
+Four families. `sum` needs the work: each step depends on the one before. `count` and `largest` can
+in part be answered at a glance and `last` wholly, so they show what a thinking budget costs when
+work can be skipped: a trace cut short ends at the wrong value. By default half of all questions are
+sums, whose addition table takes the most examples, and none is `last`.
 
 Items are random access: item i of a split depends on (seed, split, i) alone. Train and test never
 meet, whatever the seeds: a hash of the item itself, without its wording, says which split it may
@@ -32,7 +33,7 @@ from pydantic import Field, model_validator
 from plait.core.config import Settings
 from plait.core.seed import mix_seed
 
-Family = Literal["sum", "count", "largest"]
+Family = Literal["sum", "count", "largest", "last"]
 Split = Literal["train", "test"]
 
 LETTERS = "ABCDEFGHKLMNPRST"
@@ -43,6 +44,7 @@ PHRASINGS: dict[Family, tuple[str, ...]] = {
     "sum": ("Last digit of the sum of {chain}?", "Add {chain}. Last digit?"),
     "count": ("How many are 5 or more of {chain}?", "Count 5 or more in {chain}."),
     "largest": ("Largest of {chain}?", "Find the largest of {chain}."),
+    "last": ("Which digit is last in {chain}?", "Name the last digit of {chain}."),
 }
 
 
@@ -109,6 +111,8 @@ class ChainItem(NamedTuple):
             return list(accumulate(operands, lambda total, digit: (total + digit) % 10))
         if self.family == "count":
             return list(accumulate(int(digit >= THRESHOLD) for digit in operands))
+        if self.family == "last":
+            return operands
         return list(accumulate(operands, max))
 
     @property

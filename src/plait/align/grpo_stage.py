@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from plait.align.chains import held_out_questions, train_questions
 from plait.align.grpo import PolicySettings, RolloutBatches, policy_loss
 from plait.align.judge import judge_of
 from plait.align.records import Refusals, existing_files, read_records
@@ -47,8 +46,8 @@ class GrpoSettings(TuneSettings, RolloutSettings):
     """Settings of the stage `grpo`; files hold prompts with verifier and reference."""
 
     test_files: tuple[str, ...] = ()
-    """Held-out prompts, answered at start, end and every `evaluate_every_steps`; those of `chains`
-    come on top."""
+    """Held-out prompts, answered at start, end and every `evaluate_every_steps`; those of
+    generated tasks come on top."""
     num_steps: PositiveInt = 100
     """Optimizer steps."""
     prompts_per_batch: PositiveInt = 8
@@ -62,8 +61,10 @@ class GrpoSettings(TuneSettings, RolloutSettings):
 
     @model_validator(mode="after")
     def _has_data(self) -> "GrpoSettings":
-        if self.chains is None and not self.files:
-            raise ValueError("needs data: a table `chains`, a list `files`, or both")
+        if not self.generates and not self.files:
+            raise ValueError(
+                "needs data: a list `files`, or a table `chains`, `instructions` or `tool_calls`"
+            )
         return self
 
     def files_read(self) -> list[Path]:
@@ -124,9 +125,8 @@ def _prompts(
     seed = mix_seed(settings.seed, "tasks")
     records: list[Mapping[str, Any]] = [*read_records(existing_files(settings.files), refusals)]
     tests: list[Mapping[str, Any]] = [*read_records(existing_files(settings.test_files), refusals)]
-    if settings.chains is not None:
-        records += train_questions(settings.chains, seed)
-        tests += held_out_questions(settings.chains, seed)
+    records += settings.train_questions(seed)
+    tests += settings.held_out_questions(seed)
     limit = settings.max_prompt_tokens
     prompts = build_prompts(records, tokenizer, limit, refusals, verified)
     held_out = build_prompts(tests, tokenizer, limit, refusals, verified) if tests else []

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, model_validator
 
-from plait.align.chains import train_questions
 from plait.align.grpo import check_judged
 from plait.align.judge import judge_of
 from plait.align.records import Refusals, existing_files, read_records
@@ -59,8 +58,10 @@ class PairsSettings(RolloutSettings):
 
     @model_validator(mode="after")
     def _has_data(self) -> "PairsSettings":
-        if self.chains is None and not self.files:
-            raise ValueError("needs data: a table `chains`, a list `files`, or both")
+        if not self.generates and not self.files:
+            raise ValueError(
+                "needs data: a list `files`, or a table `chains`, `instructions` or `tool_calls`"
+            )
         return self
 
     def files_read(self) -> list[Path]:
@@ -81,8 +82,7 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
         engine = settings.engine(load_masters(source), tokenizer)
         refusals = Refusals(settings.strict)
         records = list(read_records(settings.files_read(), refusals))
-        if settings.chains is not None:
-            records += train_questions(settings.chains, mix_seed(settings.seed, "tasks"))
+        records += settings.train_questions(mix_seed(settings.seed, "tasks"))
         limit, judged = settings.max_prompt_tokens, "reward" not in inputs
         prompts = build_prompts(records, tokenizer, limit, refusals, judged)
         refusals.report(out / "data" / "refused.txt")

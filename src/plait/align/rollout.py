@@ -13,11 +13,10 @@ from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 from pydantic import Field
 from torch.nn.utils import parametrize
 
-from plait.align.chains import ChainSettings
+from plait.align.generated import GeneratedTasks
 from plait.align.records import Message, Record, Refusals, prompt_messages
 from plait.align.verify import Outcome
 from plait.core.artifact import write_atomic
-from plait.core.config import Settings
 from plait.core.errors import DataError, RequestError
 from plait.core.progress import track
 from plait.core.seed import mix_seed
@@ -51,11 +50,9 @@ class Generator(Protocol):
         ...
 
 
-class RolloutSettings(Settings):
-    """How answers are sampled and judged."""
+class RolloutSettings(GeneratedTasks):
+    """What is asked besides the user's files, and how answers are sampled and judged."""
 
-    chains: ChainSettings | None = None
-    """Generated prompts, besides those of `files`."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Answers to each prompt."""
     max_prompt_tokens: PositiveInt = 2048

@@ -1,19 +1,20 @@
 """The stage `sft`: fine-tune a model on conversations.
 
-Reads `model` (a run folder or any model directory with its tokenizer); conversations come from the
-keyed-chain generator, from JSONL files, or both. Writes `model/`, `data/train.jsonl` and, for
+Reads `model` (a run folder or any model directory with its tokenizer); conversations come from
+generated tasks, from JSONL files, or both. Writes `model/`, `data/train.jsonl` and, for
 generated tasks, `data/test.jsonl` with held-out questions.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import model_validator
 
-from plait.align.batches import SampleBatches
-from plait.align.chains import ChainSettings, held_out_questions, train_conversations
+from plait.align.batches import Packing, SampleBatches
+from plait.align.generated import GeneratedTasks
 from plait.align.records import Refusals, read_records
 from plait.align.sft import SampleSet, build_samples
 from plait.align.tune import EpochSettings, load_for_tuning, training_metrics, tune
@@ -22,21 +23,28 @@ from plait.core.errors import DataError
 from plait.core.progress import track
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
+from plait.data.loader import PackedBatch
 from plait.data.tokenizer import Tokenizer
+from plait.model.lm import HybridLM
 from plait.train.fit import session
+from plait.train.loop import LossOutput
 from plait.train.losses import next_token_loss
 
 
-class SftSettings(EpochSettings):
+class SftSettings(EpochSettings, GeneratedTasks):
     """Settings of the stage `sft`; files hold conversations (`messages`, optional `tools`)."""
 
-    chains: ChainSettings | None = None
-    """Generated tasks to learn."""
+    packing: Packing = "separate"
+    """How the samples of a batch share a row. The report packs its first stage and not its second,
+    because that had hurt tool calling; it does not say whether its packed samples saw each other.
+    Here they do not, unless "joined" says so; see `batches`."""
 
     @model_validator(mode="after")
     def _has_data(self) -> "SftSettings":
-        if self.chains is None and not self.files:
-            raise ValueError("needs data: a table `chains`, a list `files`, or both")
+        if not self.generates and not self.files:
+            raise ValueError(
+                "needs data: a list `files`, or a table `chains`, `instructions` or `tool_calls`"
+            )
         return self
 
 
@@ -51,10 +59,12 @@ def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
         tokenizer = Tokenizer.from_directory(model_directory(inputs["model"]))
         refusals = Refusals(settings.strict)
         data = _prepare(settings, tokenizer, out / "data", refusals)
-        batches = SampleBatches(data.samples, settings.tokens_per_batch, settings.seed)
+        batches = SampleBatches(
+            data.samples, settings.tokens_per_batch, settings.seed, settings.packing
+        )
         schedule = settings.schedule(batches.num_batches)
         source = inputs["model"]
-        result = tune(model, batches, next_token_loss, settings, schedule, "sft", source, out)
+        result = tune(model, batches, rows_loss, settings, schedule, "sft", source, out)
     return training_metrics(result) | {
         "samples": float(len(data.samples)),
         "samples_too_long": float(data.num_too_long),
@@ -62,17 +72,23 @@ def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
     }
 
 
+def rows_loss(model: HybridLM, rows: Sequence[PackedBatch]) -> LossOutput:
+    """Return the sum of the losses of some rows."""
+    losses = [next_token_loss(model, row) for row in rows]
+    total = torch.stack([loss.total for loss in losses]).sum()
+    weight = torch.stack([torch.as_tensor(loss.weight) for loss in losses]).sum()
+    return LossOutput(total, weight, num_tokens=sum(loss.num_tokens for loss in losses))
+
+
 def _prepare(
     settings: SftSettings, tokenizer: Tokenizer, folder: Path, refusals: Refusals
 ) -> SampleSet:
     """Write the data that this run learns from and is tested on, and tokenise the former."""
     conversations: list[Mapping[str, Any]] = []
-    questions: list[dict[str, Any]] = []
     seed = mix_seed(settings.seed, "tasks")
     conversations += read_records(settings.files_read(), refusals)
-    if settings.chains is not None:
-        conversations += train_conversations(settings.chains, seed)
-        questions += held_out_questions(settings.chains, seed)
+    conversations += settings.train_conversations(seed)
+    questions = list(settings.held_out_questions(seed))
     check_disjoint(conversations, questions)
     _write_jsonl(folder / "train.jsonl", conversations)
     if questions:

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import Field
 
 from plait.align.workbench.episode import demonstrate
-from plait.align.workbench.tasks import WorkbenchSettings, make_task
+from plait.align.workbench.tasks import Split, WorkbenchSettings, make_task
+from plait.core.seed import mix_seed
 
 
 class ToolCallSettings(WorkbenchSettings):
@@ -21,6 +22,9 @@ class ToolCallSettings(WorkbenchSettings):
 
     num_train: int = Field(600, gt=0)
     """Tasks demonstrated."""
+    closing_share: float = Field(1.0, ge=0, le=1)
+    """Share of demonstrations with their last turn, which only says that all is done; the others
+    end with the last call, so that most tokens are spent on calls."""
     num_test: int = Field(96, gt=0)
     """Held-out tasks, each of whose calls is a question."""
 
@@ -28,19 +32,32 @@ class ToolCallSettings(WorkbenchSettings):
 def train_conversations(settings: ToolCallSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Yield demonstrations of training tasks: `id`, `messages`, `tools`."""
     for index in range(settings.num_train):
-        yield demonstrate(make_task(settings, seed, "train", index))
+        talk = demonstrate(make_task(settings, seed, "train", index))
+        closes = mix_seed(seed, "closing", index) / 2**63 < settings.closing_share
+        yield talk if closes else {**talk, "messages": talk["messages"][:-2]}
 
 
 def held_out_questions(settings: ToolCallSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Yield a question per call of the test tasks: `id`, `family`, `prompt`, `tools`, `verifier`,
     `reference`."""
-    for index in range(settings.num_test):
-        task = make_task(settings, seed, "test", index)
+    return _questions(settings, seed, "test", settings.num_test)
+
+
+def train_questions(settings: ToolCallSettings, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the same of the training tasks."""
+    return _questions(settings, seed, "train", settings.num_train)
+
+
+def _questions(
+    settings: ToolCallSettings, seed: int, split: Split, number: int
+) -> Iterator[dict[str, Any]]:
+    for index in range(number):
+        task = make_task(settings, seed, split, index)
         messages = demonstrate(task)["messages"]
         calls = [i for i, message in enumerate(messages) if message.get("tool_calls")]
-        for number, (place, step) in enumerate(zip(calls, task.steps, strict=True)):
+        for nth, (place, step) in enumerate(zip(calls, task.steps, strict=True)):
             yield {
-                "id": f"{task.id}-call-{number}",
+                "id": f"{task.id}-call-{nth}",
                 "family": task.family,
                 "prompt": messages[:place],
                 "tools": task.tools,

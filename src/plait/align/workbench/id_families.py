@@ -27,9 +27,7 @@ def set_duration_by_id(office: Office, rng: random.Random) -> Plan:
     """Change the length of an event."""
     identity, row = pick(rng, office.tables["events"])
     minutes = rng.choice([m for m in ("30", "60", "90") if m != row["duration"]])
-    change = call(
-        "calendar_update_event", event_id=identity, field="duration", new_value=minutes
-    )
+    change = call("calendar_update_event", event_id=identity, field="duration", new_value=minutes)
     return Plan({"id": identity, "minutes": minutes}, [change])
 
 
