@@ -1,11 +1,13 @@
-"""What HTTP costs: the server beside its own engine, and many streams for a long time.
+"""What HTTP costs: `plait serve` beside its engine in process, and many streams for a long time.
 
-    streams    tokens/s of 16 streamed completions over HTTP, beside the same requests handed to the
-               engine in process; the clients are a process of their own
-    soak       64 clients without pause: memory, stuck slots, time between two tokens
+    streams    tokens/s of 16 streamed completions over HTTP, beside the same requests handed to an
+               engine in this process
+    soak       64 clients without pause, every tenth leaving half-way: memory of the server minute
+               by minute, what is stuck at the end, time between two tokens
 
-Medians of rounds; a ratio is the median of the rounds' ratios. Targets: streams >= 0.9x, memory
-flat, nothing stuck.
+Server, clients and engine are processes of their own; only one of engine and server works at a
+time. Medians of rounds; a ratio is the median of the rounds' ratios. Targets: streams >= 0.9x,
+memory flat, nothing stuck.
 
     .venv/bin/python bench/serve_http.py [--quick] [--rounds N] [--soak SECONDS] [--out FILE]
 """
@@ -18,8 +20,9 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
+import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,47 +31,59 @@ from typing import Any, NamedTuple
 import torch
 from train_cpu import LARGE, QUICK, build, facts
 
+from plait.core.process import set_library_defaults
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
+from plait.model.hf import save
 from plait.model.lm import HybridLM
-from plait.serve.api import ServeSettings, build_app
-from plait.serve.run import Server, listen
-from plait.serve.worker import Worker
 
 SHAPE = LARGE | {"mamba_head_dim": 80}
 NUM_STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 64, 64
 SOAK_CLIENTS = 64
+CONTEXT = 1024
 
 
 class Serving(NamedTuple):
-    """A server on a thread of this process."""
+    """A `plait serve` of its own process."""
 
     url: str
-    worker: Worker
+    process: subprocess.Popen
 
+    def resident_mib(self) -> float:
+        """Return the resident memory of the server."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-def make_engine(model: HybridLM, rows: int) -> Engine:
-    """Return an engine whose tokenizer uses the first ids of the model's vocabulary."""
-    tokenizer = train_tokenizer(["hello User Assistant"] * 3, vocab_size=280)
-    return Engine(model, tokenizer, max_num_seqs=rows, max_context=1024)
+    def num_busy(self) -> int:
+        """Return the requests that run or wait."""
+        with urllib.request.urlopen(f"{self.url}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        names = ("plait_num_requests_running ", "plait_num_requests_waiting ")
+        return sum(int(float(line.split()[1])) for line in lines if line.startswith(names))
 
 
 @contextmanager
-def serving(engine: Engine) -> Iterator[Serving]:
-    """Serve an engine on a free port."""
-    app = build_app(engine, ServeSettings(model_name="bench"))
-    ready = threading.Event()
-    server, listener = Server(app, ready.set), listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    ready.wait()
+def serving(directory: Path, rows: int) -> Iterator[Serving]:
+    """Serve a model on a free port."""
+    plait = str(Path(sys.executable).with_name("plait"))
+    command = [plait, "serve", str(directory), "--port", "0", "--context", str(CONTEXT)]
+    command += ["--max-num-seqs", str(rows)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        yield Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.worker)
+        url = next(line.split()[-1] for line in process.stdout if "chat page" in line)
+        yield Serving(url.rstrip("/"), process)
     finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def write_model(model: HybridLM, directory: Path) -> None:
+    """Write a model with a tokenizer that uses the first ids of its vocabulary."""
+    save(model, directory)
+    train_tokenizer(["hello User Assistant"] * 3, vocab_size=280).save(directory)
 
 
 def prompts(count: int, seed: int) -> list[list[int]]:
@@ -112,7 +127,10 @@ async def clients(url: str, seconds: float, count: int) -> dict[str, Any]:
             turn = 0
             while turn == 0 or time.monotonic() - started < seconds:
                 [prompt] = prompts(1, number + 1000 * turn)
-                length = OUTPUT_TOKENS if not seconds else 16 + (number * 7 + turn * 13) % 100
+                length = OUTPUT_TOKENS
+                if seconds:  # every length, since a product is compiled for each
+                    prompt = prompt[(number * 5 + turn * 11) % 60 :]
+                    length = 16 + (number * 7 + turn * 13) % 100
                 leaves = bool(seconds) and (number + turn) % 10 == 0
                 came = await stream(client, url, prompt, length, length // 2 if leaves else -1)
                 waits.extend(b - a for a, b in itertools.pairwise(came))
@@ -148,13 +166,13 @@ def result_of(process: subprocess.Popen) -> dict[str, Any]:
 # ---- rows ----
 
 
-def stream_row(model: HybridLM, rounds: int) -> str:
+def stream_row(directory: Path, rounds: int) -> str:
     """Compare tokens/s over HTTP with tokens/s in process."""
-    direct = make_engine(model, NUM_STREAMS)
+    direct = Engine.from_path(directory, max_num_seqs=NUM_STREAMS, max_context=CONTEXT)
     params = SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     num_tokens = NUM_STREAMS * OUTPUT_TOKENS
     rates: tuple[list[float], list[float]] = ([], [])
-    with serving(make_engine(model, NUM_STREAMS)) as server:
+    with serving(directory, NUM_STREAMS) as server:
         for number in range(rounds + 1):
             over_http = result_of(start_clients(server.url, 0, NUM_STREAMS))["seconds"]
             started = time.perf_counter()
@@ -166,40 +184,57 @@ def stream_row(model: HybridLM, rounds: int) -> str:
     ratios = sorted(a / b for a, b in zip(*rates, strict=True))
     http, engine = (statistics.median(side) for side in rates)
     return (
-        f"| {NUM_STREAMS} streams, {model.spec.num_parameters / 1e6:.0f}M | {http:,.0f} tokens/s "
-        f"over HTTP, engine {engine:,.0f} "
+        f"| {NUM_STREAMS} streams, {direct.model.spec.num_parameters / 1e6:.0f}M "
+        f"| {http:,.0f} tokens/s over HTTP, engine {engine:,.0f} "
         f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f}) |"
     )
 
 
-def soak_row(model: HybridLM, seconds: float) -> str:
-    """Let many clients come and go, every tenth leaving half-way, and look at what stays behind."""
-    with serving(make_engine(model, SOAK_CLIENTS)) as server:
-        result_of(start_clients(server.url, seconds / 20, SOAK_CLIENTS))
-        sizes = []
+class Soak(NamedTuple):
+    """What many clients left behind."""
+
+    clients: dict[str, Any]
+    num_stuck: int
+    """Requests that still run or wait when every client is gone."""
+    memory_mib: list[float]
+    """Of the server, in each fifth of the time; in the first it takes its pools."""
+
+    @property
+    def growth(self) -> float:
+        """Memory of the last fifth, in those of the second."""
+        return self.memory_mib[-1] / self.memory_mib[1]
+
+
+def soak(directory: Path, seconds: float) -> Soak:
+    """Let many clients come and go."""
+    with serving(directory, SOAK_CLIENTS) as server:
+        sizes, stop = [], time.monotonic() + seconds
         process = start_clients(server.url, seconds, SOAK_CLIENTS)
         while process.poll() is None:
-            sizes.append(resident_mib())
+            if time.monotonic() < stop:
+                sizes.append(server.resident_mib())
             time.sleep(seconds / 100)
         got = result_of(process)
         deadline = time.monotonic() + 10
-        while server.worker.num_open and time.monotonic() < deadline:
+        while server.num_busy() and time.monotonic() < deadline:
             time.sleep(0.05)
-        stuck, running = server.worker.num_open, server.worker.stats.num_running
-    early, late = (statistics.median(part) for part in (sizes[5:25], sizes[-20:]))
+        fifth = len(sizes) // 5
+        fifths = [statistics.median(sizes[i * fifth : (i + 1) * fifth]) for i in range(5)]
+        return Soak(got, server.num_busy(), fifths)
+
+
+def soak_row(directory: Path, seconds: float) -> str:
+    """Return the line of the table for a soak."""
+    result = soak(directory, seconds)
+    got = result.clients
     return (
-        f"| soak, {SOAK_CLIENTS} clients, {got['seconds']:.0f} s, "
-        f"{model.spec.num_parameters / 1e6:.0f}M | {got['requests']:,} requests ({got['left']:,} "
-        f"left half-way), {got['chunks'] / got['seconds']:,.0f} tokens/s; between tokens p50 "
-        f"{got['p50'] * 1e3:.0f} ms, p99 {got['p99'] * 1e3:.0f} ms; stuck: {stuck}, {running} "
-        f"| memory {early:,.0f} -> {late:,.0f} MiB |"
+        f"| soak, {SOAK_CLIENTS} clients, {got['seconds']:.0f} s | {got['requests']:,} requests "
+        f"({got['left']:,} left half-way), {got['chunks'] / got['seconds']:,.0f} tokens/s; between "
+        f"tokens p50 {got['p50'] * 1e3:.0f} ms, p99 {got['p99'] * 1e3:.0f} ms; stuck: "
+        f"{result.num_stuck}; MiB in each fifth of the time: "
+        f"{', '.join(f'{size:,.0f}' for size in result.memory_mib)} "
+        f"| memory {result.growth:.3f}, last fifth to second |"
     )
-
-
-def resident_mib() -> float:
-    """Return the resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main() -> None:
@@ -216,18 +251,19 @@ def main() -> None:
         url, seconds, count = options.clients
         print(json.dumps(asyncio.run(clients(url, float(seconds), int(count)))))
         return
+    set_library_defaults()
     torch.set_num_threads(options.threads)
-    model = (
-        build(QUICK.prefill | {"vocab_size": 512} if options.quick else SHAPE)
-        .to(torch.bfloat16)
-        .eval()
-    )
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # the server's
+    fields = QUICK.prefill | {"vocab_size": 512} if options.quick else SHAPE
     lines = [*(f"- {fact}" for fact in facts(options)), "", "| what | figures | ratio |"]
     lines.append("|---|---|---|")
-    if options.rounds:
-        lines.append(stream_row(model, options.rounds))
-    if options.soak:
-        lines.append(soak_row(model, options.soak))
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "model"
+        write_model(build(fields).to(torch.bfloat16), directory)
+        if options.rounds:
+            lines.append(stream_row(directory, options.rounds))
+        if options.soak:
+            lines.append(soak_row(directory, options.soak))
     report = "\n".join(["# The server on a processor", "", *lines, ""])
     print(report)
     if options.out is not None:

@@ -3,7 +3,6 @@
 Nothing heavy is imported before a verb is chosen, so that `plait --help` answers at once.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from plait.cli import align
 from plait.core.errors import ConfigError, PlaitError
+from plait.core.process import set_library_defaults
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -171,9 +171,7 @@ for verb in align.VERBS:
 
 def main() -> None:
     """Run the command line; users' mistakes end in one sentence, not in a traceback."""
-    # Waiting threads sleep instead of spinning: beside other work, spinning costs 20x the speed.
-    # Read once, when torch is first imported; it changes no number.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_library_defaults()
     try:
         app(standalone_mode=False)
     except typer.Exit as stop:
