@@ -11,7 +11,6 @@ its full length.
 Source: arXiv 2508.14444 table 10 for the workload (8k in, 16k out, one A10G).
 """
 
-from bisect import bisect_left
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
@@ -28,8 +27,6 @@ from plait.model.spec import ModelSpec
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-
-MAX_BATCH = 4096
 
 
 class Hardware(Settings):
@@ -85,11 +82,12 @@ def largest_batch(spec: ModelSpec, hardware: Hardware, workload: Workload) -> in
     """Return how many sequences of a whole request fit at once."""
     longest = hardware.input_tokens + hardware.output_tokens
 
-    def is_too_large(batch: int) -> bool:
+    def taken(batch: int) -> int:
         of = workload.model_copy(update={"context_tokens": longest, "batch": batch})
-        return memory(spec, of).total > hardware.memory_bytes
+        return memory(spec, of).total
 
-    return bisect_left(range(1, MAX_BATCH + 1), True, key=is_too_large)
+    alone, each = taken(1), taken(2) - taken(1)
+    return max(0, 1 + (hardware.memory_bytes - alone) // each)
 
 
 def _streamed_weights(spec: ModelSpec, workload: Workload) -> int:

@@ -16,22 +16,23 @@ from typing import NamedTuple
 from plait.core.artifact import atomic_directory, file_states
 from plait.core.errors import DataError
 from plait.core.progress import Progress
-from plait.data.curate_settings import (
-    CategorySettings,
-    CurateSettings,
+from plait.data.curate_settings import CategorySettings, CurateSettings
+from plait.data.debian import Runner, download, package_pages, run_command
+from plait.data.debian_code import download_sources, source_files
+from plait.data.installed import installed_pages
+from plait.data.pages import Page, Pattern, media_type_of, sample
+from plait.data.source_settings import (
+    DebianCodeSource,
     DebianSource,
     FilesSource,
     InstalledSource,
     matching_files,
 )
-from plait.data.debian import Runner, download, package_pages, run_command
-from plait.data.installed import installed_pages
-from plait.data.pages import Page, Pattern, media_type_of, sample
 from plait.data.warc import write_shards
 
 logger = logging.getLogger(__name__)
 
-Source = DebianSource | InstalledSource | FilesSource
+Source = DebianSource | DebianCodeSource | InstalledSource | FilesSource
 
 
 class Shard(NamedTuple):
@@ -90,7 +91,7 @@ class _Collector(NamedTuple):
                         f"category {self.category!r}: no page matches {_patterns(source)}"
                     )
         except (OSError, subprocess.SubprocessError, DataError) as error:
-            if not isinstance(source, DebianSource):
+            if not isinstance(source, DebianSource | DebianCodeSource):
                 raise
             return self.fall_back(source, error)
         return folder
@@ -101,6 +102,10 @@ class _Collector(NamedTuple):
             pattern = Pattern(source.pages, source.exclude)
             for deb in download(source.packages, self.cache / "debian", self.run):
                 yield from sample(package_pages(deb, pattern), source.max_pages, self.seed)
+        elif isinstance(source, DebianCodeSource):
+            pattern = Pattern(source.pages, source.exclude)
+            for package in download_sources(source.packages, self.cache / "debian", self.run):
+                yield from sample(source_files(package, pattern), source.max_pages, self.seed)
         elif isinstance(source, InstalledSource):
             pattern = Pattern(source.pages, source.exclude)
             yield from sample(installed_pages(pattern), source.max_pages, self.seed)
@@ -108,14 +113,14 @@ class _Collector(NamedTuple):
             pages = _file_pages(source, self.category)
             yield from sample(pages, source.max_pages, self.seed)
 
-    def fall_back(self, source: DebianSource, error: Exception) -> Path:
+    def fall_back(self, source: DebianSource | DebianCodeSource, error: Exception) -> Path:
         """Take what the source names instead of Debian packages."""
         reason = getattr(error, "stderr", None) or str(error)
         problem = (
             f"category {self.category!r}: Debian packages {', '.join(source.packages)} cannot be "
             f"had ({reason.strip().splitlines()[-1]})"
         )
-        if source.fallback is None:
+        if isinstance(source, DebianCodeSource) or source.fallback is None:
             raise DataError(
                 f"{problem}; run where apt-get and its mirror are, or give the source a fallback"
             ) from None
@@ -124,7 +129,7 @@ class _Collector(NamedTuple):
 
 
 def _sources(category: CategorySettings) -> Sequence[Source]:
-    return (*category.debian, *category.installed, *category.files)
+    return (*category.debian, *category.debian_code, *category.installed, *category.files)
 
 
 def _file_pages(source: FilesSource, category: str) -> Iterator[Page]:

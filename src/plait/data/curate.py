@@ -2,25 +2,26 @@
 
     out/documents/{train,validation}/<category>.jsonl    text, id, metadata
     out/funnel.json                                      what came in, what was dropped and why
+    out/report.html                                      the same to look at, with samples
     out/dropped/<category>.jsonl                         if asked for
     out/cache/                                           downloads and collected pages, kept
 
     collect   sources -> WARC shards; each shard is one task of what follows
-    clean     read WARC, extract text, identify language, heuristic rules
+    clean     the steps of each category's content: web, text, maths or code (`steps`)
     exact     drop equal texts; compute MinHash signatures
-    near      drop near duplicates
+    near      drop near duplicates; late steps
     split     documents to training and validation by a hash of their id
 
 Duplicates go before the split, so a validation document has no near copy in training. Every pass
-is a list of datatrove steps. Run again after a kill, the stage goes on at the first unfinished task
-and ends in the same bytes.
+is a list of datatrove steps (`executors` run them). Run again after a kill, the stage goes on at
+the first unfinished task and ends in the same bytes.
 """
 
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,33 @@ from plait.core.artifact import atomic_directory, file_states, write_json
 from plait.core.errors import DataError
 from plait.core.seed import mix_seed
 from plait.data.collect import Shard, collect
-from plait.data.curate_settings import CurateSettings
-from plait.data.funnel import Funnel, Kept, describe_losses, stage_metrics
+from plait.data.curate_report import write_report
+from plait.data.curate_settings import CategorySettings, CurateSettings
+from plait.data.funnel import Funnel, describe_losses, stage_metrics
+from plait.data.steps import Ask, path_module
 
 __all__ = ["CurateSettings", "run"]
 
 logger = logging.getLogger(__name__)
 
 
-def run(settings: CurateSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
+def run(
+    settings: CurateSettings,
+    inputs: dict[str, Path],
+    out: Path,
+    ask: Mapping[str, Ask] | None = None,
+) -> dict[str, float]:
     """Curate documents from the sources of `settings`; it takes no inputs.
+
+    `ask` gives language models to the steps that want one, by role.
 
     Returns: `documents_in`, `documents_kept`, `characters`, and `kept.<category>`,
     `characters.<category>`.
     Raises: ConfigError for a path that matches nothing; DataError for a source that cannot be had
     or a required category that keeps no document.
     """
-    # The number of workers changes the time, not the documents.
-    chosen = settings.model_dump(mode="json", exclude={"workers"})
+    # Where and how many at once the tasks run changes the time, not the documents.
+    chosen = settings.model_dump(mode="json", exclude={"workers", "executor", "slurm"})
     fingerprint = _digest([chosen, file_states(settings.files_read())])
     finished = _read_funnel(out)
     if finished.get("fingerprint") == fingerprint:
@@ -53,68 +63,66 @@ def run(settings: CurateSettings, inputs: dict[str, Path], out: Path) -> dict[st
         return stage_metrics(finished["categories"])
     shards = collect(settings, out / "cache")
     work, logs = _open_work(out, _digest([fingerprint, _shard_states(shards)]))
-    pages_in = _run_passes(settings, shards, work, logs)
-    funnel = _write_documents(settings, work, out, len(shards), pages_in)
+    counts = _run_passes(settings, shards, work, logs, ask or {})
+    funnel = _write_documents(settings, work, out, len(shards), counts)
     table = funnel.table()
     _check_not_empty(settings, table)
+    write_report(out, table)
     write_json(out / "funnel.json", {"fingerprint": fingerprint, "categories": table})
     shutil.rmtree(work)
     return stage_metrics(table)
 
 
 def _run_passes(
-    settings: CurateSettings, shards: list[Shard], work: Path, logs: Path
+    settings: CurateSettings, shards: list[Shard], work: Path, logs: Path, ask: Mapping[str, Ask]
 ) -> dict[str, int]:
-    """Run everything between the shards and `work/near`; return the pages read per category."""
+    """Run everything between the shards and `work/near`; return the counters of the walks."""
     # datatrove and the extractors take a second to import, which reading a recipe need not pay.
     from plait.data import dedup
-    from plait.data.curate_io import PAGES_IN, DropWriter, PageReader, PassReader, PassWriter
-    from plait.data.extract import TextExtractor
-    from plait.data.filters import HeuristicFilter
-    from plait.data.language import LanguageFilter
-    from plait.data.passes import Passes, worker_pool
+    from plait.data.curate_io import DropWriter, PassReader, PassWriter
+    from plait.data.executors import counters, open_executor
+    from plait.data.extract import check_selectors
+    from plait.data.walk import EarlyWalk, LateWalk
 
     def drops(name: str, reason: str | None = None) -> DropWriter:
         return DropWriter(work / "dropped" / name, settings.keep_dropped, reason)
 
-    categories, num_tasks = settings.categories, max(1, len(shards))
-    with worker_pool(settings.workers) as pool:
-        passes = Passes(logs, pool)
+    for name, category in settings.categories.items():
+        check_selectors(name, category.skip)
+    cache = work.parent / "steps"
+    num_tasks = max(1, len(shards))
+    with open_executor(settings, logs) as executor:
         clean = [
-            PageReader(shards, drops("1_read")),
-            TextExtractor(categories, drops("2_extract")),
-            LanguageFilter(categories, drops("3_language")),
-            HeuristicFilter(categories, drops("4_heuristics")),
+            EarlyWalk(settings.categories, shards, drops("1_early"), cache, ask),
             PassWriter(work / "clean"),
             dedup.exact_signatures(work),
         ]
-        passes.run("clean", clean, num_tasks)
-        passes.run("exact_find", [dedup.find_exact(work)], 1)
+        executor.run("clean", clean, num_tasks)
+        executor.run("exact_find", [dedup.find_exact(work)], 1)
         exact = [
             PassReader(work / "clean"),
-            dedup.drop_exact(work, drops("5_exact", "exact_duplicate")),
+            dedup.drop_exact(work, drops("2_exact", "exact_duplicate")),
             PassWriter(work / "exact"),
-            dedup.near_signatures(work, settings.dedup),
+            dedup.NearSignatures(work, settings.dedup),
         ]
-        passes.run("exact_drop", exact, num_tasks)
-        num_bands = settings.dedup.num_bands
-        passes.run("near_find", [dedup.find_near(work, settings.dedup)], num_bands)
-        passes.run("near_cluster", [dedup.cluster_near(work, settings.dedup)], 1)
+        executor.run("exact_drop", exact, num_tasks)
+        executor.run("near_find", [dedup.FindNear(work)], settings.dedup.num_bands)
+        executor.run("near_cluster", [dedup.cluster_near(work, settings.dedup)], 1)
         near = [
             PassReader(work / "exact"),
-            dedup.drop_near(work, drops("6_near", "near_duplicate")),
+            dedup.drop_near(work, drops("3_near", "near_duplicate")),
+            LateWalk(settings.categories, shards, drops("4_late"), cache, ask),
             PassWriter(work / "near"),
         ]
-        passes.run("near_drop", near, num_tasks)
-        counters = passes.counters("clean")
-    return {name: counters.get(PAGES_IN + name, 0) for name in categories}
+        executor.run("near_drop", near, num_tasks)
+    return counters(logs, "clean") | counters(logs, "near_drop")
 
 
 def _write_documents(
-    settings: CurateSettings, work: Path, out: Path, num_tasks: int, pages_in: dict[str, int]
+    settings: CurateSettings, work: Path, out: Path, num_tasks: int, counts: dict[str, int]
 ) -> Funnel:
     """Write the final files in the order of tasks and count what they hold."""
-    funnel = Funnel(settings.categories, pages_in)
+    funnel = Funnel({name: _step_names(c) for name, c in settings.categories.items()}, counts)
     kept = [work / "near" / f"{task:05d}.jsonl" for task in range(num_tasks)]
     limits = _validation_limits(settings, kept)
     with atomic_directory(out / "documents") as folder:
@@ -126,26 +134,23 @@ def _write_documents(
             split = "validation" if is_validation else "train"
             with (folder / split / f"{metadata['category']}.jsonl").open("ab") as file:
                 file.write(line)
-            funnel.add_kept(
-                Kept(
-                    metadata["category"],
-                    metadata["language"],
-                    metadata["source"],
-                    metadata["licence"],
-                    len(document["text"]),
-                    len(document["text"].encode()),
-                    is_validation,
-                )
-            )
+            funnel.add_kept(document, is_validation)
     with atomic_directory(out / "dropped") as folder:
         for line, document in _lines(sorted((work / "dropped").glob("*/*.jsonl"))):
-            funnel.add_dropped(document["category"], document["reason"])
+            funnel.add_dropped(document)
             if settings.keep_dropped:
                 with (folder / f"{document['category']}.jsonl").open("ab") as file:
                     file.write(line)
     if not settings.keep_dropped:
         (out / "dropped").rmdir()
     return funnel
+
+
+def _step_names(category: CategorySettings) -> list[str]:
+    """Return the names of all that a category's documents go through, in order."""
+    module = path_module(category)
+    early = [step.name for step in module.steps(category)]
+    return ["read", *early, "exact", "near", *(s.name for s in module.late_steps(category))]
 
 
 def _validation_limits(settings: CurateSettings, files: list[Path]) -> dict[str, float]:

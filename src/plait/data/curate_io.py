@@ -4,7 +4,7 @@ Between two passes each task has one file, `<task>.jsonl`; a task without docume
 numbering is what deduplication refers to, so a reader never re-assigns files to tasks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from datatrove.data import Document
@@ -15,8 +15,8 @@ from plait.data.collect import Shard
 from plait.data.extract import decode, is_text
 from plait.data.warc import Record, read_records
 
-PAGES_IN = "pages_in/"
-"""Prefix of the counters of pages read, one per category, in the task's statistics."""
+_STEP_OF = {"exact_duplicate": "exact", "near_duplicate": "near"}
+_HEAD_CHARACTERS = 600
 
 
 class PassWriter(JsonlWriter):
@@ -29,7 +29,10 @@ class PassWriter(JsonlWriter):
 
 
 class DropWriter(JsonlWriter):
-    """Writes dropped documents, each with its reason; their text only if asked."""
+    """Writes dropped documents, each with its step and reason, and with its text if asked.
+
+    If not, the first of a task for each reason still show how they begin.
+    """
 
     name = "drop writer"
 
@@ -38,17 +41,32 @@ class DropWriter(JsonlWriter):
         self.with_text = with_text
         self.reason = reason
         self.adapter = self.describe
+        self.shown: set[str] = set()
 
     def describe(self, document: Document) -> dict:
         """Return what is noted of a dropped document."""
         metadata = document.metadata
+        reason = self.reason or metadata["drop_reason"]
         facts = {
             "id": document.id,
             "category": metadata["category"],
-            "reason": self.reason or metadata.get("filter_reason") or "unnamed",
+            "language": metadata.get("language"),
+            "step": metadata["drop_step"] if self.reason is None else _STEP_OF[self.reason],
+            "reason": reason,
+            "bytes": len(document.text.encode("utf-8", "replace")),
             "url": metadata.get("url"),
         }
-        return facts | {"text": document.text} if self.with_text else facts
+        if self.with_text:
+            return facts | {"text": document.text}
+        if reason in self.shown:
+            return facts
+        self.shown.add(reason)
+        return facts | {"text": document.text[:_HEAD_CHARACTERS]}
+
+    def drop(self, document: Document, step: str, reason: str, rank: int) -> None:
+        """Record a document's end."""
+        document.metadata |= {"drop_step": step, "drop_reason": reason}
+        self.write(document, rank)
 
 
 class PassReader(PipelineStep):
@@ -76,40 +94,13 @@ class PassReader(PipelineStep):
                 yield Document(fields["text"], fields["id"], metadata=fields["metadata"])
 
 
-class PageReader(PipelineStep):
-    """Reads the pages of WARC shards as documents of raw, decoded text.
+def read_shard(shard: Shard, max_bytes: int) -> Iterator[tuple[Document, str | None]]:
+    """Yield each page of a shard as a document, with the reason to drop it if there is one.
 
-    Task `rank` reads shards rank, rank + world_size, ... What cannot be a page of text is dropped
-    here: `truncated_record`, `broken_encoding`, `not_ok_status`, `not_text`, `undecodable`.
+    Reasons: `truncated_record`, `broken_encoding`, `too_long_page`, `not_ok_status`, `not_text`,
+    `undecodable`.
     """
-
-    type = "📖 - READER"
-    name = "WARC pages"
-
-    def __init__(self, shards: Sequence[Shard], drops: DropWriter) -> None:
-        super().__init__()
-        self.shards = list(shards)
-        self.drops = drops
-
-    def run(
-        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
-        """Yield the pages of this task's shards."""
-        with self.drops:
-            for shard in self.shards[rank::world_size]:
-                for document, reason in read_shard(shard):
-                    self.stat_update(PAGES_IN + shard.category)
-                    if reason is None:
-                        yield document
-                    else:
-                        self.stat_update(f"dropped_{reason}")
-                        document.metadata["filter_reason"] = reason
-                        self.drops.write(document, rank)
-
-
-def read_shard(shard: Shard) -> Iterator[tuple[Document, str | None]]:
-    """Yield each page of a shard as a document, with the reason to drop it if there is one."""
-    for record in read_records(shard.path):
+    for record in read_records(shard.path, max_bytes):
         text = None
         reason = record.fault or _unusable(record)
         if reason is None:

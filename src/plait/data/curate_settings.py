@@ -1,17 +1,12 @@
-"""Everything a user can set about curation: sources, extraction, rules, deduplication, split.
+"""Everything a user can set about curation but its sources: steps, rules, deduplication, split.
 
-    [categories.maths]
-    languages = ["en"]
-    [[categories.maths.debian]]
-    packages = ["gap-doc", "python3.11-doc|python3.13-doc"]
-    pages = ["*/doc/ref/*.html"]
-
-A category draws on any number of sources, each of one of four kinds: `debian` packages, what
-`installed` Python packages carry, `warc` files and plain `files`. Patterns are those of fnmatch:
-`*` also matches `/`.
+[categories.english]
+content = "web"
+languages = ["en"]
+[[categories.english.warc]]
+paths = ["crawl/*.warc.gz"]
 """
 
-import glob
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -19,90 +14,20 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from plait.core.config import Settings, nearest
-from plait.core.errors import ConfigError
+from plait.data.source_settings import (
+    DebianCodeSource,
+    DebianSource,
+    FilesSource,
+    InstalledSource,
+    WarcSource,
+    matching_files,
+)
 
 # English and the 15 languages of the report, in the codes of ISO 639-1.
 LANGUAGES = ("en", "ar", "zh", "da", "nl", "fr", "de", "it", "ja", "ko", "pl", "pt", "ru", "es",
              "sv", "th")  # fmt: skip
 
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(\|[a-z0-9][a-z0-9+.-]*)*")
-
-
-class InstalledSource(Settings):
-    """Text and code that the Python interpreter and the installed packages carry."""
-
-    pages: tuple[str, ...] = (
-        "site-packages/*.dist-info/METADATA",
-        "stdlib/pydoc_data/topics.py",
-        "*.html",
-        "*.md",
-        "*.rst",
-        "*.txt",
-    )
-    """Patterns on `stdlib/...` and `site-packages/...`. Of a METADATA file the long description is
-    taken, of `topics.py` each help topic."""
-    exclude: tuple[str, ...] = (
-        "*[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*",
-        "*[Cc][Oo][Pp][Yy]*",
-        "*[Nn][Oo][Tt][Ii][Cc][Ee]*",
-        "*/AUTHORS*",
-        "*/CMakeLists.txt",
-        "*/top_level.txt",
-        "*/entry_points.txt",
-        "*/SOURCES.txt",
-        "*require*.txt",
-        "*/stoplists/*",
-        "stdlib/test/*",
-        "stdlib/*/test/*",
-        "stdlib/*/tests/*",
-    )
-    """Patterns of what is left out: licence texts and files that are lists, not prose."""
-    max_pages: int | None = Field(default=None, ge=1)
-    """Pages kept of this source, chosen by hash; None keeps all."""
-
-
-class DebianSource(Settings):
-    """Documentation pages of Debian packages, downloaded and unpacked without installing."""
-
-    packages: tuple[str, ...] = Field(min_length=1)
-    """Package names; `a|b` takes the first that the system's apt knows."""
-    pages: tuple[str, ...] = ("*.html", "*.htm")
-    """Patterns on the path inside the package, such as `usr/share/doc/x/html/index.html`."""
-    exclude: tuple[str, ...] = ()
-    """Patterns of what is left out."""
-    max_pages: int | None = Field(default=None, ge=1)
-    """Pages kept of each package, chosen by hash; None keeps all."""
-    fallback: InstalledSource | None = None
-    """What to take, with a warning, where apt is absent or a download fails; None is an error."""
-
-    @field_validator("packages")
-    @classmethod
-    def _names(cls, packages: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [name for name in packages if not _PACKAGE.fullmatch(name)]
-        if wrong:
-            raise ValueError(f"not a Debian package name: {wrong[0]!r}")
-        return packages
-
-
-class WarcSource(Settings):
-    """Crawled pages in the user's own WARC files."""
-
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Paths or glob patterns (`**` crosses folders) of .warc or .warc.gz files."""
-    licence: str | None = None
-    """Noted in each document's metadata."""
-
-
-class FilesSource(Settings):
-    """The user's own HTML, Markdown, text or source files, one document each."""
-
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Paths or glob patterns (`**` crosses folders)."""
-    licence: str | None = None
-    """Noted in each document's metadata."""
-    max_pages: int | None = Field(default=None, ge=1)
-    """Files kept of this source, chosen by hash; None keeps all."""
 
 
 class ProseRules(Settings):
@@ -153,11 +78,17 @@ class CategorySettings(Settings):
 
     debian: tuple[DebianSource, ...] = ()
     installed: tuple[InstalledSource, ...] = ()
+    debian_code: tuple[DebianCodeSource, ...] = ()
     warc: tuple[WarcSource, ...] = ()
     files: tuple[FilesSource, ...] = ()
-    content: Literal["prose", "code"] = "prose"
-    """Code is taken as it stands and asked `code`; prose goes through extractor, language and
-    `prose`."""
+    content: Literal["web", "text", "maths", "code"] = "web"
+    """Which steps its pages go through. `web`: URL, extractor, language, `prose`. `text` is taken
+    as it stands, then language and `prose`. `code` is asked `code`."""
+    url_lists: bool = True
+    """Whether http addresses are looked up in datatrove's lists of unwanted sites (0.5 GB in each
+    worker)."""
+    max_page_bytes: int = Field(default=10_000_000, ge=1)
+    """Longer pages are dropped unread."""
     extractor: Literal["justext", "resiliparse"] = "justext"
     """How text is taken out of HTML. justext keeps full paragraphs (Nemotron-CC's choice; without a
     stop list for the language, resiliparse steps in); resiliparse keeps layout, code and LaTeX."""
@@ -183,8 +114,10 @@ class CategorySettings(Settings):
 
     @model_validator(mode="after")
     def _complete(self) -> "CategorySettings":
-        if not (self.debian or self.installed or self.warc or self.files):
-            raise ValueError("a category needs a source: debian, installed, warc or files")
+        if not (self.debian or self.debian_code or self.installed or self.warc or self.files):
+            raise ValueError(
+                "a category needs a source: debian, debian_code, installed, warc or files"
+            )
         for code in self.prose_by_language:
             _check_language(code)
             self.prose_for(code)
@@ -201,15 +134,30 @@ class CategorySettings(Settings):
 
 
 class DedupSettings(Settings):
-    """When two documents are one. Defaults: 14 bands of 8 hashes over 5 words (threshold 0.72).
+    """When two documents are one. Defaults: 20 bands of 13 hashes over 24 characters (Nemotron-CC).
 
-    Two documents of Jaccard similarity s share a band with probability 1 - (1 - s^8)^14.
+    Two documents of Jaccard similarity s share a band with probability 1 - (1 - s^13)^20: 0.68 at
+    s = 0.8, 0.92 at 0.85, 0.997 at 0.9, 0.10 at 0.65.
     """
 
-    ngram_words: int = Field(default=5, ge=1)
-    num_bands: int = Field(default=14, ge=1)
-    hashes_per_band: int = Field(default=8, ge=1)
+    ngram_characters: int = Field(default=24, ge=1)
+    num_bands: int = Field(default=20, ge=1)
+    hashes_per_band: int = Field(default=13, ge=1)
     seed: int = 1
+
+
+class SlurmSettings(Settings):
+    """How tasks are put to a Slurm cluster; all must see the file system of the run folder."""
+
+    partition: str
+    time: str = "08:00:00"
+    """Limit of one job."""
+    cpus_per_task: int = 1
+    mem_per_cpu_gb: int = 4
+    max_array_size: int = 1001
+    """The cluster's own limit."""
+    poll_s: float = 10.0
+    """How often the main process looks whether jobs are done."""
 
 
 class CurateSettings(Settings):
@@ -221,11 +169,21 @@ class CurateSettings(Settings):
     """Share of each category's documents held out, chosen by a hash of the id; at least one."""
     keep_dropped: bool = False
     """Whether dropped documents are written to `dropped/<category>.jsonl`, each with its reason."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where tasks run: in processes of this machine, as jobs of a Slurm cluster, on Ray."""
+    slurm: SlurmSettings | None = None
+    """Needed by `executor = "slurm"`."""
     workers: int = Field(default=2, ge=1)
-    """Processes at work. More than one needs a main module that can be imported (the usual
-    `if __name__ == "__main__"`)."""
+    """Tasks at work at once. More than one local needs a main module that can be imported (the
+    usual `if __name__ == "__main__"`)."""
     seed: int = 0
     """Of page samples and of the split."""
+
+    @model_validator(mode="after")
+    def _placed(self) -> "CurateSettings":
+        if self.executor == "slurm" and self.slurm is None:
+            raise ValueError('executor = "slurm" needs a table slurm with the partition')
+        return self
 
     def files_read(self) -> list[Path]:
         """Return every file that a source names by path or glob."""
@@ -250,20 +208,3 @@ class CurateSettings(Settings):
 def _check_language(code: str) -> None:
     if code not in LANGUAGES:
         raise ValueError(f"unknown language {code!r}; {nearest(code, list(LANGUAGES))}")
-
-
-def matching_files(patterns: tuple[str, ...], category: str) -> list[Path]:
-    """Return the files that a source's patterns match, in order.
-
-    Raises: ConfigError naming the category and the pattern that matches nothing.
-    """
-    found = []
-    for pattern in patterns:
-        paths = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-        files = [Path(path) for path in paths if Path(path).is_file()]
-        if not files:
-            raise ConfigError(
-                f"categories.{category}: no file matches {pattern!r} (from {Path.cwd()})"
-            )
-        found += files
-    return found

@@ -13,7 +13,7 @@ def parse(**category):
 @pytest.mark.parametrize(
     ("category", "message"),
     [
-        ({}, "a category needs a source: debian, installed, warc or files"),
+        ({}, "a category needs a source: debian, debian_code, installed, warc or files"),
         ({"debian": [{"packages": []}]}, r"categories\.news\.debian\.0\.packages"),
         ({"debian": [{"packages": ["Two Words"]}]}, "not a Debian package name: 'Two Words'"),
         ({"warc": [{"path": "x"}]}, r"unknown key .*path.*; did you mean 'paths'\?"),

@@ -1,9 +1,11 @@
 import io
+import itertools
 import json
 import random
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 
 import pytest
 from warcio.statusandheaders import StatusAndHeaders
@@ -13,8 +15,8 @@ from plait.core.errors import CapacityError, ConfigError, DataError
 from plait.data.curate import run
 from plait.data.curate_settings import CurateSettings
 from plait.data.documents import document_files, read_documents
-from plait.data.funnel import Funnel, Kept
-from plait.data.passes import Passes
+from plait.data.executors import LocalTasks
+from plait.data.funnel import Funnel
 
 WORDS = {
     "en": (
@@ -121,9 +123,10 @@ def settings(pages, **changes):
                 "warc": [{"paths": [f"{pages}/*.warc.gz"], "licence": "CC0-1.0"}],
                 "extractor": "resiliparse",
                 "languages": ["en", "de"],
+                "url_lists": False,
             }
         },
-        "dedup": {"num_bands": 5, "hashes_per_band": 4},
+        "dedup": {"ngram_characters": 12, "num_bands": 8, "hashes_per_band": 5},
         "validation_share": 0.2,
         "workers": 1,
         **changes,
@@ -167,7 +170,18 @@ def test_every_page_is_accounted_for(curated):
     }
     assert table["documents_in"] == 30 + 8 + 8 + 3 + 1 + 6 + 4
     assert table["documents_kept"] == table["documents_in"] - 16
-    assert table["languages"] == {"en": 33, "de": 11}
+    languages = table["languages"].values()
+    assert [row["documents"] for row in languages if row["documents"]] == [33, 11]
+    lost = Counter(reason for row in languages for reason in row["dropped"])
+    assert lost.keys() == table["dropped"].keys()
+    assert table["languages"]["unknown"]["dropped"]["no_text"] == 1
+    assert [row["step"] for row in table["steps"]] == [
+        *("read", "extract", "language", "heuristics", "exact", "near")
+    ]
+    left = [table["documents_in"], *(row["documents"] for row in table["steps"])]
+    lost = [sum(d["documents"] for d in row["dropped"].values()) for row in table["steps"]]
+    assert [before - after for before, after in itertools.pairwise(left)] == lost
+    assert table["steps"][-1]["bytes"] == table["bytes"]
     assert metrics["documents_in"] == table["documents_in"]
     assert metrics["documents_kept"] == metrics["kept.web"] == 44
     texts = [doc["text"] for split in ("train", "validation") for doc in documents(out, split)]
@@ -242,7 +256,7 @@ def test_two_workers_give_the_same_bytes(curated, pages, tmp_path):
 
 KILLED = """
     import os, pathlib, signal, sys
-    from plait.data import curate, curate_io, passes
+    from plait.data import curate, curate_io, executors
     from plait.data.curate_settings import CurateSettings
     from plait.data.curate_test import settings
     from plait.data.language import identify
@@ -261,8 +275,9 @@ KILLED = """
     chosen = settings(pages, keep_dropped=True)
     points = [
         (curate_io.DropWriter, "_write", 7), (curate_io.PassWriter, "_write", 20),
-        (curate_io.PassWriter, "_write", 60), (passes, "_run_task", 2), (passes, "_run_task", 7),
-        (curate, "write_json", 0), (curate.shutil, "rmtree", 0),
+        (curate_io.PassWriter, "_write", 60), (executors, "_run_task", 2),
+        (executors, "_run_task", 7), (curate, "write_json", 0),
+        (curate.shutil, "rmtree", 0),
     ]
     for point in points:
         child = os.fork()
@@ -317,13 +332,28 @@ def test_a_missing_file_is_refused_before_work_starts(tmp_path):
 
 
 def test_a_lost_document_is_noticed():
-    funnel = Funnel(["web"], {"web": 3})
-    funnel.add_dropped("web", "no_text")
-    funnel.add_kept(Kept("web", "en", "crawl", None, 10, 12, is_validation=False))
+    def drop(step):
+        lost = {"category": "web", "language": None, "step": step, "reason": "no_text", "bytes": 7}
+        funnel.add_dropped(lost)
+
+    counts = {"in/documents": 3, "in/bytes": 30, "read/documents": 2, "read/bytes": 20}
+    counts |= {"late/documents": 1, "late/bytes": 12}
+    funnel = Funnel({"web": ["read", "late"]}, {f"web/{name}": n for name, n in counts.items()})
+    drop("read")
+    metadata = {"category": "web", "language": "en", "source": "crawl", "licence": None}
+    funnel.add_kept({"text": "twelve bytes", "metadata": metadata}, is_validation=False)
     with pytest.raises(DataError, match="3 pages went in, but 1 kept and 1 dropped came out"):
         funnel.table()
-    funnel.add_dropped("web", "no_text")
+    drop("read")
+    with pytest.raises(DataError, match="2 documents came out of 'read', but 1 are accounted"):
+        funnel.table()
+    funnel.dropped["web"].clear()
+    drop("read")
+    drop("late")
     assert funnel.table()["web"]["dropped"] == {"no_text": 2}
+    funnel.kept["web"]["bytes"] += 1
+    with pytest.raises(DataError, match="12 bytes came through, but 13 were written"):
+        funnel.table()
 
 
 def test_a_dead_worker_is_reported(tmp_path):
@@ -337,4 +367,4 @@ def test_a_dead_worker_is_reported(tmp_path):
             return future
 
     with pytest.raises(CapacityError, match=r"clean: a worker process died.* fewer workers"):
-        Passes(tmp_path, Dying()).run("clean", [], 2)
+        LocalTasks(tmp_path, Dying()).run("clean", [], 2)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Runner = Callable[[Sequence[str], Path], str]
 """Runs a command in a folder and returns what it prints; raises OSError or SubprocessError."""
 
-_APT = ("apt-get", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30", "-q")
+APT = ("apt-get", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30", "-q")
 _CANDIDATE = re.compile(r"^(\S+):\n(?:  .*\n)*?  Candidate: (?!\(none\))(\S+)", re.MULTILINE)
 
 
@@ -89,7 +89,7 @@ def _choose(entries: Sequence[str], cache: Path, run: Runner) -> list[str]:
     known = _known(names, cache, run)
     if any(known.isdisjoint(entry.split("|")) for entry in entries):
         try:
-            run([*_APT, "update"], cache)
+            run([*APT, "update"], cache)
         except subprocess.SubprocessError:
             logger.warning("apt-get update failed (it needs root); going on with the old lists")
         known = _known(names, cache, run)
@@ -110,7 +110,7 @@ def _known(names: Sequence[str], cache: Path, run: Runner) -> set[str]:
 def _fetch(names: Sequence[str], cache: Path, run: Runner) -> None:
     # Downloaded beside and renamed: a kill leaves no half package in the cache.
     with atomic_directory(cache / "incoming") as folder:
-        run([*_APT, "-o", "APT::Sandbox::User=root", "download", *names], folder)
+        run([*APT, "-o", "APT::Sandbox::User=root", "download", *names], folder)
     for deb in sorted((cache / "incoming").glob("*.deb")):
         deb.replace(cache / deb.name)
 

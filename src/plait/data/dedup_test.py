@@ -7,7 +7,7 @@ from datatrove.data import Document
 from plait.data import dedup
 from plait.data.curate_io import DropWriter, PassReader, PassWriter
 from plait.data.curate_settings import DedupSettings
-from plait.data.passes import Passes
+from plait.data.executors import LocalTasks
 
 NUM_WORDS = 300
 NUM_TASKS = 3
@@ -24,8 +24,9 @@ def edited(rng, words, num_edits):
     return words
 
 
-def jaccard(a, b, n=5):
-    grams = [{tuple(words[i : i + n]) for i in range(len(words) - n + 1)} for words in (a, b)]
+def jaccard(a, b, n=24):
+    texts = (" ".join(words) for words in (a, b))
+    grams = [{text[i : i + n] for i in range(len(text) - n + 1)} for text in texts]
     return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
 
 
@@ -36,9 +37,9 @@ def deduplicate(
     writer = PassWriter(tmp_path / "in")
     with writer:
         for i, (name, text) in enumerate(documents):
-            metadata = {"category": "c", "url": None}
+            metadata = {"category": "c", "language": "en", "url": None}
             writer.write(Document(text, name, metadata=metadata), i % NUM_TASKS)
-    settings, passes = DedupSettings(), Passes(tmp_path / "logs", None)
+    settings, passes = DedupSettings(), LocalTasks(tmp_path / "logs", None)
     exact = DropWriter(tmp_path / "exact_drops", False, "exact_duplicate")
     near = DropWriter(tmp_path / "near_drops", False, "near_duplicate")
     read_in, read_exact = PassReader(tmp_path / "in"), PassReader(tmp_path / "exact")
@@ -50,11 +51,11 @@ def deduplicate(
                 read_in,
                 dedup.drop_exact(tmp_path, exact),
                 PassWriter(tmp_path / "exact"),
-                dedup.near_signatures(tmp_path, settings),
+                dedup.NearSignatures(tmp_path, settings),
             ],
             NUM_TASKS,
         ),
-        ([dedup.find_near(tmp_path, settings)], settings.num_bands),
+        ([dedup.FindNear(tmp_path)], settings.num_bands),
         ([dedup.cluster_near(tmp_path, settings)], 1),
         ([read_exact, dedup.drop_near(tmp_path, near), PassWriter(tmp_path / "out")], NUM_TASKS),
     ):
@@ -90,9 +91,9 @@ def test_planted_duplicates_are_found_and_strangers_kept(tmp_path):
     reasons = list(dropped.values())
     assert reasons.count("exact_duplicate") == 10
     assert all((f"original{i}" in kept) != (f"copy{i}" in kept) for i in range(10))
-    # The chance to find a pair of similarity s is 1 - (1 - s^8)^14.
-    expected = sum(1 - (1 - s**8) ** 14 for s in similarities)
-    assert expected > 38
+    # The chance to find a pair of similarity s is 1 - (1 - s^13)^20.
+    expected = sum(1 - (1 - s**13) ** 20 for s in similarities)
+    assert expected > 36
     assert reasons.count("near_duplicate") >= expected - 2
     pairs = {name: {f"original{name[4:]}", name} for name, _ in documents if name[:4] == "near"}
     for name, reason in dropped.items():

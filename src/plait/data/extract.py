@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 from datatrove.data import Document
-from datatrove.pipeline.filters.base_filter import BaseFilter
-from datatrove.pipeline.writers.disk_base import DiskWriter
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import CSSParserException
@@ -21,6 +19,8 @@ from resiliparse.parse.html import CSSParserException
 from plait.core.errors import ConfigError
 from plait.data.curate_settings import CategorySettings
 from plait.data.language import identify
+from plait.data.paragraphs import find_blocks, good_paragraphs
+from plait.data.steps import Step, Task, per_document
 
 Extractor = Literal["justext", "resiliparse"]
 
@@ -47,6 +47,8 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _MAX_BROKEN_SHARE = 0.001
+# Real pages have some thousands; parsers take minutes over what is made to have millions.
+_MAX_TAGS = 200_000
 # Sphinx leaves the blanks around `name : type` to its style sheet.
 _SPHINX_TYPE = '<span class="classifier">'
 _XML_PROLOG = re.compile(r"^\s*<\?xml[^>]*\?>")
@@ -97,19 +99,21 @@ def extract_text(html: str, extractor: Extractor, skip: Sequence[str] = ()) -> s
     What the CSS selectors in `NAVIGATION` and `skip` name is left out (not by jusText, which judges
     paragraphs by their links and stop words).
     """
-    html = _XML_PROLOG.sub("", html).replace(_SPHINX_TYPE, f" : {_SPHINX_TYPE}")
-    text = extract_plain_text(
-        html,
-        main_content=True,
-        alt_texts=False,
-        comments=False,
-        skip_elements=[*NAVIGATION, *skip],
-    )
+    html = _XML_PROLOG.sub("", html)
     if extractor == "justext":
-        stop_list = STOP_LISTS.get(identify(text).code)
-        if stop_list is not None:
-            text = _justext(html, stop_list)
-    return tidy(text)
+        blocks = find_blocks(html)
+        code = identify("\n".join(block.text for block in blocks)).code
+        if code in STOP_LISTS:
+            return tidy("\n\n".join(good_paragraphs(blocks, STOP_LISTS[code])))
+    return tidy(
+        extract_plain_text(
+            html.replace(_SPHINX_TYPE, f" : {_SPHINX_TYPE}"),
+            main_content=True,
+            alt_texts=False,
+            comments=False,
+            skip_elements=[*NAVIGATION, *skip],
+        )
+    )
 
 
 def tidy(text: str) -> str:
@@ -132,36 +136,30 @@ def tidy(text: str) -> str:
     return "\n".join(kept).strip()
 
 
-class TextExtractor(BaseFilter):
-    """Turns pages into text in place; drops those without any as `no_text`."""
+def extraction_step(category: CategorySettings) -> Step:
+    """Turn pages into text in place; drop those without any as `no_text`, tag bombs by name."""
 
-    name = "text extractor"
-
-    def __init__(
-        self, categories: dict[str, CategorySettings], exclusion_writer: DiskWriter | None = None
-    ) -> None:
-        super().__init__(exclusion_writer)  # pyright: ignore[reportArgumentType]
-        self.categories = categories
-        for name, category in categories.items():
-            _check_selectors(name, category.skip)
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Extract the text of a page according to its category and media type."""
-        category = self.categories[doc.metadata["category"]]
-        media_type = doc.metadata.pop("media_type").split(";")[0].strip().lower()
-        if category.content == "code":
-            doc.metadata["language"] = media_type.removeprefix("text/").removeprefix("x-")
-            doc.text = doc.text.replace("\r\n", "\n").strip()
-        elif media_type in _HTML or not media_type:
-            doc.text = extract_text(doc.text, category.extractor, category.skip)
+    def extract(document: Document, task: Task) -> str | None:
+        media_type = document.metadata.pop("media_type").split(";")[0].strip().lower()
+        if media_type in _HTML or not media_type:
+            if document.text.count("<") > _MAX_TAGS:
+                document.text = ""
+                return "too_many_tags"
+            document.text = extract_text(document.text, category.extractor, category.skip)
         elif media_type == "text/markdown":
-            doc.text = tidy(_MARKDOWN_NOISE.sub("", doc.text))
+            document.text = tidy(_MARKDOWN_NOISE.sub("", document.text))
         else:
-            doc.text = tidy(doc.text)
-        return bool(doc.text) or (False, "no_text")
+            document.text = tidy(document.text)
+        return None if document.text else "no_text"
+
+    return per_document("extract", extract)
 
 
-def _check_selectors(category: str, selectors: Sequence[str]) -> None:
+def check_selectors(category: str, selectors: Sequence[str]) -> None:
+    """Refuse what is no CSS selector.
+
+    Raises: ConfigError naming the category and the selector.
+    """
     for selector in selectors:
         try:
             extract_plain_text("<p>a</p>", skip_elements=[selector])
@@ -179,14 +177,3 @@ def _decoded(body: bytes, encoding: str) -> str | None:
         except (UnicodeDecodeError, LookupError):
             continue
     return None
-
-
-def _justext(html: str, stop_list: str) -> str:
-    import justext
-    from lxml.etree import ParserError
-
-    try:
-        paragraphs = justext.justext(html, justext.get_stoplist(stop_list))
-    except ParserError:
-        return ""
-    return "\n\n".join(p.text for p in paragraphs if not p.is_boilerplate)

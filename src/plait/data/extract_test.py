@@ -1,9 +1,19 @@
+import justext
 import pytest
 from datatrove.data import Document
 
 from plait.core.errors import ConfigError
 from plait.data.curate_settings import CategorySettings
-from plait.data.extract import TextExtractor, decode, extract_text, is_text, tidy
+from plait.data.extract import (
+    _XML_PROLOG,
+    check_selectors,
+    decode,
+    extract_text,
+    extraction_step,
+    is_text,
+    tidy,
+)
+from plait.data.paragraphs import find_blocks, good_paragraphs
 
 GERMAN = "Größere Übungen führen zu schönen Lösungen und häufig auch zu Ärger über Straßen. "
 JAPANESE = "これは日本語の文章です。文字コードを正しく判定できるかどうかを確かめます。"
@@ -105,21 +115,38 @@ def document(text, media_type):
     return Document(text, "1", metadata={"category": "c", "media_type": media_type})
 
 
-def test_documents_are_treated_by_media_type():
+def test_documents_are_treated_by_media_type(through):
     source = {"installed": [{}], "extractor": "resiliparse"}
-    prose = TextExtractor({"c": CategorySettings.parse(source, "")})
+    step = extraction_step(CategorySettings.parse(source, ""))
     markdown = document("[![build](b.svg)](ci) <b>Hello</b> *there*", "text/markdown")
-    assert prose.filter(markdown) is True
+    assert through([step], markdown) is None
     assert markdown.text.strip() == "Hello *there*"
-    assert prose.filter(document("<nav>only links</nav>", "text/html")) == (False, "no_text")
-
-    code = TextExtractor({"c": CategorySettings.parse({**source, "content": "code"}, "")})
-    program = document("if a < b:\r\n    pass\r\n", "text/x-python")
-    assert code.filter(program) is True
-    assert (program.text, program.metadata["language"]) == ("if a < b:\n    pass", "python")
+    assert through([step], document("<nav>only links</nav>", "text/html")) == "no_text"
+    bomb = document("<div>" * 250_000, "text/html")
+    assert through([step], bomb) == "too_many_tags"
 
 
 def test_a_wrong_selector_is_refused():
-    category = CategorySettings.parse({"installed": [{}], "skip": ["p[["]}, "")
     with pytest.raises(ConfigError, match=r"categories\.c\.skip: 'p\[\[' is not a CSS selector"):
-        TextExtractor({"c": category})
+        check_selectors("c", ["p[["])
+
+
+def test_paragraphs_are_those_of_justext():
+    inner = (
+        f"<b>{PARAGRAPH}</b><br><br>{GERMAN * 4}<form><p>a<br>b <a href=x>{PARAGRAPH}</a></form>"
+    )
+    pages = [
+        PAGE,
+        f"<body><h2>T <i>i</i></h2><!-- c -->{inner}<select><option>{GERMAN}</select>tail</body>",
+        f"<ul><li>{GERMAN}<li><h3>{PARAGRAPH}</h3></ul><script>x</script> after<br> <p></p>",
+        "<p>a<object><param name=b>inside</object> © 2026</p>" + f"<p>{PARAGRAPH}</p>" * 3,
+    ]
+    for page in (_XML_PROLOG.sub("", page) for page in pages):
+        theirs = justext.justext(page, justext.get_stoplist("English"))
+        ours = find_blocks(page)
+        good = good_paragraphs(ours, "English")
+        assert [b.text for b in ours] == [p.text for p in theirs]
+        facts = [(b.is_heading, b.chars_count_in_links, b.class_type) for b in ours]
+        assert facts == [(p.heading, p.chars_count_in_links, p.class_type) for p in theirs]
+        assert good == [p.text for p in theirs if not p.is_boilerplate]
+    assert find_blocks("") == find_blocks("<!-- x -->") == []

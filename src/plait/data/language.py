@@ -8,10 +8,9 @@ import functools
 from typing import NamedTuple
 
 from datatrove.data import Document
-from datatrove.pipeline.filters.base_filter import BaseFilter
-from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from plait.data.curate_settings import LANGUAGES, CategorySettings
+from plait.data.steps import Step, Task, per_document
 
 _SAMPLE_CHARACTERS = 700
 
@@ -36,34 +35,24 @@ def identify(text: str) -> Verdict:
     return Verdict(code, best / total if total > 0 else 0.0, ranks[0][0])
 
 
-class LanguageFilter(BaseFilter):
-    """Notes language and score; drops what a category does not want.
+def language_step(category: CategorySettings) -> Step:
+    """Note language and score; drop what the category does not want.
 
     Reasons: `unlisted_language` (the free vote is for another one), `unsure_language`,
     `other_language` (not one the category asks for).
     """
 
-    name = "language"
-
-    def __init__(
-        self, categories: dict[str, CategorySettings], exclusion_writer: DiskWriter | None = None
-    ) -> None:
-        super().__init__(exclusion_writer)  # pyright: ignore[reportArgumentType]
-        self.categories = categories
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Identify a document's language and judge it."""
-        category = self.categories[doc.metadata["category"]]
-        if category.content == "code":
-            return True
-        verdict = identify(doc.text)
-        doc.metadata["language"] = verdict.code
-        doc.metadata["language_score"] = round(verdict.score, 4)
+    def judge(document: Document, task: Task) -> str | None:
+        verdict = identify(document.text)
+        document.metadata["language"] = verdict.code
+        document.metadata["language_score"] = round(verdict.score, 4)
         if verdict.vote != verdict.code:
-            return False, "unlisted_language"
+            return "unlisted_language"
         if verdict.score < category.min_language_score:
-            return False, "unsure_language"
-        return verdict.code in category.languages or (False, "other_language")
+            return "unsure_language"
+        return None if verdict.code in category.languages else "other_language"
+
+    return per_document("language", judge)
 
 
 @functools.cache

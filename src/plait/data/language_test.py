@@ -2,7 +2,7 @@ import pytest
 from datatrove.data import Document
 
 from plait.data.curate_settings import CategorySettings
-from plait.data.language import LanguageFilter, identify
+from plait.data.language import identify, language_step
 
 # Article 1 of the Universal Declaration of Human Rights.
 ARTICLES = {
@@ -57,24 +57,28 @@ def test_a_long_text_is_judged_by_all_its_parts():
     assert identify(front).code == "fr"
 
 
-def judge(text, **settings):
-    category = CategorySettings.parse({"installed": [{}], **settings}, "")
-    doc = Document(text, "1", metadata={"category": "c"})
-    return LanguageFilter({"c": category}).filter(doc), doc.metadata
+@pytest.fixture
+def judge(through):
+    def verdict(text, **settings):
+        category = CategorySettings.parse({"installed": [{}], **settings}, "")
+        doc = Document(text, "1", metadata={"category": "c"})
+        return through([language_step(category)], doc), doc.metadata
+
+    return verdict
 
 
 @pytest.mark.parametrize("code", sorted(UNLISTED))
-def test_languages_outside_the_list_are_named_so(code):
-    assert judge(UNLISTED[code])[0] == (False, "unlisted_language")
+def test_languages_outside_the_list_are_named_so(code, judge):
+    assert judge(UNLISTED[code])[0] == "unlisted_language"
 
 
-def test_a_category_takes_its_languages_only():
-    kept, metadata = judge(ARTICLES["de"], languages=["de", "fr"])
-    assert kept is True
+def test_a_category_takes_its_languages_only(judge):
+    reason, metadata = judge(ARTICLES["de"], languages=["de", "fr"])
+    assert reason is None
     assert metadata["language"] == "de"
     assert 0.5 < metadata["language_score"] <= 1
-    assert judge(ARTICLES["en"], languages=["de", "fr"])[0] == (False, "other_language")
+    assert judge(ARTICLES["en"], languages=["de", "fr"])[0] == "other_language"
 
 
-def test_a_low_score_is_a_reason_of_its_own():
-    assert judge(ARTICLES["de"], min_language_score=1.0)[0] == (False, "unsure_language")
+def test_a_low_score_is_a_reason_of_its_own(judge):
+    assert judge(ARTICLES["de"], min_language_score=1.0)[0] == "unsure_language"

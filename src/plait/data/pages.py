@@ -24,6 +24,12 @@ _MEDIA_TYPES = {
     ".rs": "text/x-rust",
     ".go": "text/x-go",
     ".sh": "text/x-shellscript",
+    ".c": "text/x-c",
+    ".h": "text/x-c",
+    ".cc": "text/x-c++",
+    ".cpp": "text/x-c++",
+    ".hpp": "text/x-c++",
+    ".java": "text/x-java",
 }
 
 

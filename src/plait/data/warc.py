@@ -18,6 +18,8 @@ from plait.core.errors import DataError
 from plait.data.pages import Page
 
 SHARD_PAGES = 200
+MAX_PAGE_BYTES = 10_000_000
+_HEADER_BYTES = 1 << 16
 _DATE = "2000-01-01T00:00:00Z"
 _CHUNK_BYTES = 1 << 16
 
@@ -36,7 +38,8 @@ class Record(NamedTuple):
     source: str | None
     licence: str | None
     fault: str | None
-    """Why the record cannot be used: `truncated_record` or `broken_encoding`; None if it can."""
+    """Why the record cannot be used: `truncated_record`, `broken_encoding` or `too_long_page`; None
+    if it can."""
 
 
 def write_shards(pages: Iterable[Page], folder: Path, shard_pages: int = SHARD_PAGES) -> int:
@@ -72,9 +75,10 @@ def write_shards(pages: Iterable[Page], folder: Path, shard_pages: int = SHARD_P
     return num_pages
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path, max_bytes: int = MAX_PAGE_BYTES) -> Iterator[Record]:
     """Yield the pages of a WARC file in order; the last has a fault if the file ends too early.
 
+    No more than `max_bytes` of a page are held, also where it is compressed within its record.
     Raises: DataError if the file is no WARC file at all.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
@@ -97,26 +101,31 @@ def read_records(path: Path) -> Iterator[Record]:
                 return
             if record is None:
                 break
-            block = record.reader.read()
-            whole = "Content-Length" in record.headers and len(block) == record.content_length
+            block = record.reader.read(max_bytes + _HEADER_BYTES)
+            size = len(block)
+            while more := record.reader.read(_CHUNK_BYTES):
+                size += len(more)
+            whole = "Content-Length" in record.headers and size == record.content_length
             if not whole or record.record_type not in known_types:
                 yield _truncated(path, index)
                 return
             if record.record_type in page_types:
-                yield _page_record(record, block, f"{path.name}#{index}")
+                page = _page_record(record, block, f"{path.name}#{index}", max_bytes)
+                too_long = size > len(block) or len(page.body) > max_bytes
+                yield page._replace(body=b"", fault="too_long_page") if too_long else page
             index += 1
         if stream.ends_early:
             yield _truncated(path, index)
 
 
-def _page_record(record, block: bytes, name: str) -> Record:
+def _page_record(record, block: bytes, name: str, max_bytes: int) -> Record:
     record_id = (record.record_id or name).removeprefix("<urn:uuid:").removesuffix(">")
     fields = record.headers
     payload = _Payload(None, fields.get("Content-Type") or "", None, block)
     fault = None
     if record.is_http:
         try:
-            payload = _http_payload(block)
+            payload = _http_payload(block, max_bytes)
         except OSError:
             fault = "broken_encoding"
     return Record(
@@ -139,7 +148,7 @@ class _Payload(NamedTuple):
     body: bytes
 
 
-def _http_payload(block: bytes) -> _Payload:
+def _http_payload(block: bytes, max_bytes: int) -> _Payload:
     """Parse an HTTP response, undoing its transfer and content encodings.
 
     The record is built anew from its bytes: a fault then stays with it and does not reach the next.
@@ -153,7 +162,10 @@ def _http_payload(block: bytes) -> _Payload:
     record.parse_http(auto_decode="all")
     status = record.http_headers.status_code if record.http_headers else None
     return _Payload(
-        status or 0, record.http_content_type or "", record.http_charset, record.reader.read()
+        status or 0,
+        record.http_content_type or "",
+        record.http_charset,
+        record.reader.read(max_bytes + 1),
     )
 
 
