@@ -15,6 +15,7 @@ from plait.core.run_folder import read_manifest
 
 PLAIT = str(Path(sys.executable).with_name("plait"))
 STAGES = ["01_curate", "02_tokenizer", "03_blend", "04_pretrain", "05_sft"]
+STAGES += ["06_sft_tools", "07_sft_long", "08_ifeval_rl"]
 STAGES += ["13_compress", "14_distill", "15_eval", "16_eval_child"]
 
 
@@ -29,6 +30,8 @@ def test_summary_has_the_promised_keys(run_directory):
     promised = ["eval.accuracy.think", "eval.accuracy.no_think", "eval.accuracy.budget_0"]
     promised += ["eval.accuracy.budget_8", "eval.well_formed", "eval.bits_per_byte.english"]
     promised += ["compress.parameters", "compress.kl", "eval_child.accuracy.think"]
+    promised += ["eval.tool_calls.exact", "eval.instructions.strict"]
+    promised += ["eval.uncut.accuracy.budget_0", "ifeval_rl.after.reward.no_think"]
     promised += ["eval.bits_per_byte.code", "run.wall_s", "run.peak_memory_gib"]
     assert set(promised) <= set(summary)
     assert all(isinstance(value, float | int) for value in summary.values())

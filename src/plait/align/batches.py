@@ -73,24 +73,31 @@ Packing = Literal["separate", "joined", "off"]
 
 
 class SampleBatches(EpochBatches):
-    """Endless batches of samples, each a list of rows; how they are grouped is the same for every
-    packing."""
+    """Endless packed batches of samples that never see each other."""
+
+    def __init__(self, samples: Sequence[Sample], tokens_per_batch: int, seed: int) -> None:
+        def collate(group: list[int]) -> PackedBatch:
+            return pack([samples[index] for index in group])
+
+        lengths = [len(sample.ids) for sample in samples]
+        super().__init__(lengths, tokens_per_batch, seed, collate)
+
+
+class SampleRows(EpochBatches):
+    """Endless batches of samples, each a list of rows; which samples a batch holds does not depend
+    on the packing."""
 
     def __init__(
-        self,
-        samples: Sequence[Sample],
-        tokens_per_batch: int,
-        seed: int,
-        packing: Packing = "separate",
+        self, samples: Sequence[Sample], tokens_per_batch: int, seed: int, packing: Packing
     ) -> None:
         def collate(group: list[int]) -> list[PackedBatch]:
             chosen = [samples[index] for index in group]
             if packing == "off":
                 return [pack([sample]) for sample in chosen]
             row = pack(chosen)
-            return [
-                row._replace(cu_seqlens=row.cu_seqlens[[0, -1]]) if packing == "joined" else row
-            ]
+            if packing == "joined":
+                row = row._replace(cu_seqlens=row.cu_seqlens[[0, -1]])
+            return [row]
 
         lengths = [len(sample.ids) for sample in samples]
         super().__init__(lengths, tokens_per_batch, seed, collate)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import model_validator
 
-from plait.align.batches import Packing, SampleBatches
+from plait.align.batches import Packing, SampleRows
 from plait.align.generated import GeneratedTasks
 from plait.align.records import Refusals, read_records
 from plait.align.sft import SampleSet, build_samples
@@ -59,7 +59,7 @@ def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
         tokenizer = Tokenizer.from_directory(model_directory(inputs["model"]))
         refusals = Refusals(settings.strict)
         data = _prepare(settings, tokenizer, out / "data", refusals)
-        batches = SampleBatches(
+        batches = SampleRows(
             data.samples, settings.tokens_per_batch, settings.seed, settings.packing
         )
         schedule = settings.schedule(batches.num_batches)

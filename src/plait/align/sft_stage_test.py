@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from plait.align import sft_stage
-from plait.align.chains import ChainSettings
 from plait.align.sft_stage import SftSettings, check_disjoint, run
 from plait.core.errors import ConfigError, DataError
 from plait.core.recipe import read_recipe
@@ -165,8 +164,17 @@ def test_the_schedule_follows_from_data_and_epochs():
 
 def test_the_tiny_recipe_has_the_reports_shares():
     stages = {stage.key: stage for stage in read_recipe(RECIPES / "tiny").stages}
-    settings = SftSettings.parse(stages["sft"].table, "sft")
-    assert settings.chains is not None
-    assert settings.chains.reasoning_off_share == pytest.approx(0.10)
-    assert settings.chains.truncated_share == pytest.approx(0.05)
-    assert set(settings.chains.families) == set(ChainSettings().families)
+    names = ("sft", "sft_tools", "sft_long")
+    settings = [SftSettings.parse(stages[name].table, name) for name in names]
+    assert [each.packing for each in settings] == ["separate", "off", "separate"]
+    samples = cut = off = 0.0
+    for each in settings:
+        assert each.chains is not None
+        assert each.instructions is not None
+        samples += each.chains.num_train + each.instructions.num_train
+        samples += 0 if each.tool_calls is None else each.tool_calls.num_train
+        cut += each.chains.truncated_share * each.chains.num_train
+        off += each.chains.reasoning_off_share * each.chains.num_train
+    assert off / sum(each.chains.num_train for each in settings) == pytest.approx(0.10)
+    assert cut / samples == pytest.approx(0.05, abs=0.005)
+    assert settings[0].chains.truncated_share == settings[1].chains.truncated_share == 0

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from plait.align import chains
-from plait.align.batches import Packing, SampleBatches
+from plait.align.batches import Packing, SampleBatches, SampleRows
 from plait.align.chains import ChainSettings
 from plait.align.records import Refusals
 from plait.align.sft import build_samples, samples_of
@@ -198,7 +198,7 @@ def test_packing_changes_only_what_samples_see_of_each_other(tokenizer, model):
     records = chains.train_conversations(ChainSettings(num_train=7), 0)
     samples = build_samples(records, tokenizer, 1000).samples
     together = sum(len(sample.ids) for sample in samples)
-    rows = {how: next(SampleBatches(samples, together, 0, how)) for how in get_args(Packing)}
+    rows = {how: next(SampleRows(samples, together, 0, how)) for how in get_args(Packing)}
     assert [len(rows[how]) for how in ("separate", "joined", "off")] == [1, 1, 7]
     losses = {how: rows_loss(model, each) for how, each in rows.items()}
     assert len({float(loss.weight) for loss in losses.values()}) == 1
@@ -206,7 +206,7 @@ def test_packing_changes_only_what_samples_see_of_each_other(tokenizer, model):
     torch.testing.assert_close(losses["off"].total, losses["separate"].total, rtol=1e-9, atol=0)
     # Joined, only the first sample is read as it would be alone.
     assert abs(losses["joined"].total / losses["separate"].total - 1) > 1e-4
-    alone = {how: next(SampleBatches(samples[:1], together, 0, how)) for how in rows}
+    alone = {how: next(SampleRows(samples[:1], together, 0, how)) for how in rows}
     totals = {how: float(rows_loss(model, each).total) for how, each in alone.items()}
     assert totals["joined"] == pytest.approx(totals["off"], rel=1e-12)
 
@@ -215,8 +215,7 @@ def numbered(lengths):
     return [Sample([n] * length, [1.0] * length) for n, length in enumerate(lengths)]
 
 
-def contents(rows):
-    (batch,) = rows
+def contents(batch):
     bounds = batch.cu_seqlens.tolist()
     return [int(batch.tokens[0, start]) for start in bounds[:-1]]
 
@@ -226,7 +225,7 @@ def test_each_epoch_deals_every_sample_once_in_an_order_of_its_own():
     epochs = []
     for _ in range(3):
         dealt = [next(batches) for _ in range(batches.num_batches)]
-        assert all(row.tokens.shape[1] <= 12 for (row,) in dealt)
+        assert all(batch.tokens.shape[1] <= 12 for batch in dealt)
         epochs.append([n for batch in dealt for n in contents(batch)])
         # The next epoch is packed when its first batch is asked for.
         batches.load_state({"epoch": len(epochs), "index": 0})

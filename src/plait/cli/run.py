@@ -63,7 +63,13 @@ STAGES = {
     "reward": StageKind("plait.align.reward_stage", "RewardSettings", ("model",), ("pairs",)),
     "grpo": StageKind("plait.align.grpo_stage", "GrpoSettings", ("model",), ("reward",)),
     "merge": StageKind("plait.align.merge_stage", "MergeSettings", ("model", "other")),
-    "eval": StageKind("plait.eval.stage", "EvalSettings", ("model",), ("questions", "pretrain")),
+    "eval": StageKind(
+        "plait.eval.stage",
+        "EvalSettings",
+        ("model",),
+        ("questions", "pretrain", "uncut", "panel", "checkpoints"),
+        many=("checkpoints",),
+    ),
 }
 
 
@@ -153,7 +159,10 @@ def finish(run_directory: Path, folders: dict[str, Path]) -> None:
         typer.echo(f"next:    plait chat {models[-1]}")
 
 
-_HEADLINES = re.compile(r"run\..*|eval\w*\.(accuracy\.\w+|well_formed|bits_per_byte\.[\w-]+)")
+_HEADLINES = re.compile(
+    r"run\..*|eval\w*\.(accuracy\.\w+|well_formed|bits_per_byte\.[\w-]+"
+    r"|tool_calls\.exact|instructions\.strict)"
+)
 
 
 def headlines(summary: dict[str, float]) -> list[str]:

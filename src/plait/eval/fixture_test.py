@@ -50,7 +50,10 @@ def write_run(
         run, "06_eval", "eval", {"budgets": [0, 4, 8, 16, 24, 32]}, num_questions=384.0
     )
     results, answers = evaluation(rng, families, question)
-    (out / "scores.json").write_text(json.dumps({"results": results}))
+    before = [result for result in results if result["free_think_tags"]]
+    panel = {name: {"tool_calls.exact": share} for name, share in (("05_sft", 0.25), ("06", 0.75))}
+    scores = {"results": results, "uncut": before, "panel": panel}
+    (out / "scores.json").write_text(json.dumps(scores))
     (out / "answers.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
     return run
 

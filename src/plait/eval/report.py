@@ -59,6 +59,8 @@ class EvalView(NamedTuple):
     figures: list[Figure]
     samples: list[Sample]
     num_questions: int
+    panel: dict[str, dict[str, float]]
+    """Scores of every checkpoint by name and kind of question."""
 
 
 def write_report(run_directory: Path) -> Path:
@@ -235,9 +237,8 @@ def _funnel_figure(stage: StageRecord) -> list[Figure]:
 
 
 def _eval_view(stage: StageRecord) -> EvalView | None:
-    results = {
-        result["setting"]: result for result in stage.read_json("scores.json").get("results", [])
-    }
+    record = stage.read_json("scores.json")
+    results = {result["setting"]: result for result in record.get("results", [])}
     served = [result for name, result in results.items() if not name.endswith(FREE)]
     if not served:
         return None
@@ -252,10 +253,36 @@ def _eval_view(stage: StageRecord) -> EvalView | None:
         stage.name,
         rows,
         list(served[0]["families"]),
-        _eval_figures(stage.name, rows),
+        _eval_figures(stage.name, rows) + _uncut_figures(stage.name, results, record),
         _samples(stage.read_lines("answers.jsonl")),
         served[0]["num_questions"],
+        record.get("panel", {}),
     )
+
+
+def _uncut_figures(
+    stage: str, results: Mapping[str, Any], record: Mapping[str, Any]
+) -> list[Figure]:
+    """Draw the report's Figure 5: budgets before and after training on traces cut short."""
+    before = {result["setting"]: result for result in record.get("uncut", [])}
+    names = [name for name in before if name in results and before[name]["thinking"]]
+    names.sort(key=lambda name: (before[name]["budget"] is None, before[name]["budget"] or 0))
+    if len(names) < 2:
+        return []
+    ticks = [
+        str(before[name]["budget"]) if before[name]["budget"] is not None else "full"
+        for name in names
+    ]
+    figures = []
+    for key, label in (("accuracy", "accuracy"), ("well_formed", "well-formed outputs")):
+        curves = [
+            Curve("before", [before[name][key] for name in names], role="reference"),
+            Curve("after", [results[name][key] for name in names], role="whole"),
+        ]
+        svg = curves_over_budget(f"{stage}-uncut-{key}", ticks, curves, label)
+        text = f"{label.capitalize()} before and after training on traces cut short, tags free."
+        figures.append(Figure(svg, text))
+    return figures
 
 
 def _eval_figures(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:

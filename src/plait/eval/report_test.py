@@ -41,8 +41,9 @@ def page(tmp_path_factory):
 
 def test_every_figure_is_there(page):
     svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    # Accuracy, well-formedness, tokens; loss and bits of pretraining, loss of SFT; the funnel.
-    assert len(svgs) == 7
+    # Accuracy, well-formedness, tokens, two before and after cut traces; loss and bits of
+    # pretraining, loss of SFT; the funnel.
+    assert len(svgs) == 9
     for svg in svgs:
         ElementTree.fromstring(svg)
     words = page.replace("\n", " ")
@@ -61,6 +62,7 @@ def test_headline_numbers(page):
     assert before > after
     assert change == pytest.approx(100 * (after / before - 1), abs=0.1)
     assert "torch 2.13.0" in text
+    assert "checkpoint tool calls, exact 05_sft 25.0% 06 75.0%" in text
     assert "not finished" not in text
 
 

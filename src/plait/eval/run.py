@@ -31,6 +31,8 @@ class Question(NamedTuple):
     verifier: str
     """Which grader reads the answer."""
     reference: str
+    tools: list[Any] | None = None
+    """Declarations of the tools that may be called."""
 
     @property
     def text(self) -> str:
@@ -207,15 +209,16 @@ def _graded(
 def _question(line: str, where: str) -> Question:
     try:
         record: dict[str, Any] = json.loads(line)
-        question = Question(**{field: record[field] for field in Question._fields})
+        needed = [field for field in Question._fields if field not in Question._field_defaults]
+        question = Question(**{field: record[field] for field in needed}, tools=record.get("tools"))
         last = question.prompt[-1]
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DataError(
-            f"{where}: a question has the fields {', '.join(Question._fields)}; "
+            f"{where}: a question has the fields {', '.join(Question._fields[:-1])}; "
             f"{type(error).__name__}: {error}"
         ) from None
-    if last.get("role") != "user" or not isinstance(last.get("content"), str):
-        raise DataError(f"{where}: the prompt must end with a user message of text")
+    if last.get("role") not in ("user", "tool") or not isinstance(last.get("content"), str):
+        raise DataError(f"{where}: the prompt must end with a message of text by a user or tool")
     return question
 
 

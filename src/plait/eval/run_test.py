@@ -118,7 +118,7 @@ def test_questions_are_read_up_to_the_limit(tmp_path):
         (json.dumps(question(0)._asdict() | {"prompt": []}), "line 1: .*IndexError"),
         (
             json.dumps(question(0)._asdict() | {"prompt": [{"role": "assistant", "content": "x"}]}),
-            "line 1: the prompt must end with a user message",
+            "line 1: the prompt must end with a message of text",
         ),
     ],
 )

@@ -7,11 +7,15 @@ tokens are those of serving; well-formedness is the measured one. Bits per byte 
 pretraining, before its first and after its last step.
 
 Reads `model` (a run folder with `model/` and `data/test.jsonl`; `questions` is the folder of the
-latter where it is another one) and, if given, `pretrain` (its `metrics.jsonl`); writes
-`scores.json` and `answers.jsonl`, the same bytes on every run.
+latter where it is another one) and, if given, `pretrain` (its `metrics.jsonl`), `uncut` (the
+checkpoint before traces were cut short, asked under the same budgets with free tags), `panel` (a
+folder whose `data/test.jsonl` has questions of several kinds) and `checkpoints` (the earlier ones
+that the panel is also put to). Writes `scores.json` and `answers.jsonl`, the same bytes on every
+run.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +25,16 @@ from plait.core.artifact import write_atomic, write_json
 from plait.core.config import Settings
 from plait.core.errors import DataError
 from plait.core.progress import Progress
+from plait.core.recipe import inputs_of
 from plait.engine.engine import Engine
 from plait.engine.request import Completion, SamplingParams
+from plait.eval.panel import Answer as PanelAnswer
+from plait.eval.panel import panel_scores
 from plait.eval.run import (
     Answer,
     Conversation,
     Mean,
+    Question,
     Result,
     Setting,
     ask,
@@ -34,7 +42,7 @@ from plait.eval.run import (
     read_questions,
     summarise,
 )
-from plait.grade.verifiers import VERIFIERS, load_verifier
+from plait.grade.verifiers import VERIFIERS, Verifier, load_verifier
 from plait.train.fit import session
 
 FREE = ".free"
@@ -107,8 +115,41 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         before, after = read_bits_per_byte(inputs["pretrain"] / "metrics.jsonl")
     asked = inputs.get("questions", model) / "data" / "test.jsonl"
     questions = read_questions(asked, settings.num_questions)
-    check_verifiers(questions, VERIFIERS)
-    verifiers = {each.verifier: load_verifier(VERIFIERS[each.verifier]) for each in questions}
+    panel = read_questions(inputs["panel"] / "data" / "test.jsonl") if "panel" in inputs else []
+    check_verifiers([*questions, *panel], VERIFIERS)
+    ways = settings.ways_of_asking()
+    free = [way for way in ways if way.name.endswith(FREE)]
+    with session(settings.num_threads):
+        results, answers = _asked(settings, model, questions, ways)
+        uncut: list[Result] = []
+        if "uncut" in inputs:
+            uncut, _ = _asked(settings, inputs["uncut"], questions, free)
+        rows = _panel(settings, panel, [*inputs_of(inputs, "checkpoints"), model])
+    lines = [json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in answers]
+    write_atomic(out / "answers.jsonl", "".join(lines))
+    record = {
+        "results": [result_record(result) for result in results],
+        "uncut": [result_record(result) for result in uncut],
+        "panel": rows,
+        "bits_per_byte": {"before": before, "after": after},
+    }
+    write_json(out / "scores.json", record)
+    flat = metrics(results, before, after) | {"num_questions": float(len(questions))}
+    for result in uncut:
+        name = result.setting.name.removesuffix(FREE)
+        flat[f"uncut.accuracy.{name}"] = result.overall.accuracy
+        flat[f"uncut.well_formed.{name}"] = result.well_formed
+    for checkpoint, scores in rows.items():
+        flat |= {f"panel.{checkpoint}.{name}": value for name, value in scores.items()}
+    last = rows.get(model.name, {})
+    return flat | {name: last[name] for name in ("tool_calls.exact", "instructions.strict") if last}
+
+
+def _asked(
+    settings: EvalSettings, model: Path, questions: list[Question], ways: list[Setting]
+) -> tuple[list[Result], list[Answer]]:
+    """Put the questions to a model in all these ways."""
+    verifiers = verifiers_of(questions)
     engine = Engine.from_path(model / "model", max_num_seqs=settings.max_num_seqs)
 
     def generate(
@@ -116,27 +157,51 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     ) -> list[Completion]:
         return engine.generate(conversations, params)
 
-    ways = settings.ways_of_asking()
     answers: list[Answer] = []
     results: list[Result] = []
-    with (
-        session(settings.num_threads),
-        Progress("eval", len(ways) * len(questions), "questions") as progress,
-    ):
+    with Progress(f"eval {model.name}", len(ways) * len(questions), "questions") as progress:
         for way in ways:
             given = ask(questions, way, generate, verifiers, settings.seed)
             answers += given
             results.append(summarise(way, given))
             accuracy = results[-1].overall.accuracy
             progress.advance(len(questions), f"{way.name} {accuracy:.3f}")
-    lines = [json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in answers]
-    write_atomic(out / "answers.jsonl", "".join(lines))
-    bits = {"before": before, "after": after}
-    write_json(
-        out / "scores.json",
-        {"results": [result_record(result) for result in results], "bits_per_byte": bits},
-    )
-    return metrics(results, before, after) | {"num_questions": float(len(questions))}
+    return results, answers
+
+
+def _panel(
+    settings: EvalSettings, questions: list[Question], checkpoints: list[Path]
+) -> dict[str, dict[str, float]]:
+    """Score every checkpoint on the panel's questions, if there are any."""
+    verifiers = verifiers_of(questions)
+    rows: dict[str, dict[str, float]] = {}
+    for checkpoint in checkpoints if questions else []:
+        engine = Engine.from_path(checkpoint / "model", max_num_seqs=settings.max_num_seqs)
+        answer = answers_of(engine)
+        rows[checkpoint.name] = panel_scores(questions, answer, verifiers, settings.max_tokens)
+    return rows
+
+
+def verifiers_of(questions: Sequence[Question]) -> dict[str, Verifier]:
+    """Import the graders that some questions need."""
+    return {each.verifier: load_verifier(VERIFIERS[each.verifier]) for each in questions}
+
+
+def answers_of(engine: Engine) -> PanelAnswer:
+    """Return what puts a panel's questions to an engine."""
+
+    def answer(
+        questions: Sequence[Question], thinking: bool, params: SamplingParams
+    ) -> list[Completion]:
+        prompts = [
+            engine.tokenizer.encode_conversation(
+                question.prompt, tools=question.tools, enable_thinking=thinking
+            )
+            for question in questions
+        ]
+        return engine.generate(prompts, params)
+
+    return answer
 
 
 def read_bits_per_byte(file: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -117,6 +117,36 @@ def test_a_second_run_writes_the_same_bytes(finished, inputs, tmp_path):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_a_panel_and_the_checkpoint_before_traces_were_cut(inputs, tmp_path):
+    held_out = [held_out_question(i) for i in range(3)]
+    message = [{"role": "user", "content": "Delete it"}]
+    tools = [{"type": "function", "function": {"name": "delete", "parameters": {}}}]
+    reference = json.dumps({"calls": [{"name": "delete", "arguments": {}}]})
+    common = {"id": "t", "family": "delete", "prompt": message}
+    held_out += [common | {"tools": tools, "verifier": "toolcall", "reference": reference}]
+    nothing = json.dumps({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]})
+    held_out += [common | {"verifier": "instruction", "reference": nothing}]
+    panel = tmp_path / "tools"
+    (panel / "data").mkdir(parents=True)
+    text = "".join(json.dumps(question) + "\n" for question in held_out)
+    (panel / "data" / "test.jsonl").write_text(text)
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "model").symlink_to(inputs["model"] / "model")
+    more = {"panel": panel, "checkpoints": tmp_path / "earlier", "uncut": tmp_path / "earlier"}
+    summary = run(SETTINGS, inputs | more, tmp_path / "out")
+
+    columns = {"chains.think", "chains.no_think", "tool_calls.exact", "instructions.strict"}
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert list(scores["panel"]) == ["earlier", "sft"]
+    assert set(scores["panel"]["sft"]) == columns
+    assert scores["panel"]["earlier"] == scores["panel"]["sft"]  # the same weights
+    assert summary["tool_calls.exact"] == 0.0
+    assert summary["instructions.strict"] == summary["panel.earlier.instructions.strict"]
+    assert {r["setting"] for r in scores["uncut"]} == {name + ".free" for name in NAMES}
+    for name in NAMES:
+        assert summary[f"uncut.well_formed.{name}"] == summary[f"well_formed.{name}"]
+
+
 @pytest.mark.parametrize("evaluations", [{}, {0: 7.0}, {20: 3.0, 40: 2.5}])
 def test_missing_bits_per_byte_are_refused(inputs, tmp_path, evaluations):
     write_metrics(tmp_path / "pretrain", evaluations)
