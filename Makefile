@@ -2,8 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 NATIVE := src/plait/kernels/native
+PROGRAMS := chromium lynx
 
-.PHONY: setup check chromium test test-slow test-gpu bench demo
+.PHONY: setup check $(PROGRAMS) test test-slow test-gpu bench demo
 
 setup: .venv/.installed .venv/.native
 
@@ -26,15 +27,16 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# The chat page is tested in Chromium. Without it that test is skipped, but not where CI is set.
-chromium:
-	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y \
-		--no-install-recommends chromium; } >/dev/null 2>&1 || echo "no Chromium: the page is not tested"
+# The chat page is tested in Chromium, pages of mathematics with lynx. Without them their tests are
+# skipped, but not where CI is set.
+$(PROGRAMS):
+	@command -v $@ >/dev/null || { apt-get update -qq && apt-get install -qq -y \
+		--no-install-recommends $@; } >/dev/null 2>&1 || echo "no $@: what needs it is not tested"
 
-test: setup chromium
+test: setup $(PROGRAMS)
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup
+test-slow: setup lynx
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: setup

@@ -1,68 +1,81 @@
-"""What each part of compression is worth on the tiny parent: one table from several seeds.
+"""What each part of compression is worth on the tiny parent: one table over several parents.
 
     python bench/compress_tiny.py runs/tiny --seeds 1 2 3 --out /tmp/compress_tiny
 
-For every seed and variant: cut the fine-tuned parent, measure KL to it on held-out text, distil,
-ask held-out questions with thinking on. Variants: `importance` as the recipe does it; `random`
-keeps as much, chosen by chance; `scratch` distils random weights of the same shape on the same
-tokens; `depth` and `width` reach about the same number of parameters along one kind of axis.
+`runs/tiny` is a finished run of the recipe: its curated data are used again, and its compression
+says which shape. For every seed a parent is trained; from each parent five children are made:
+cut, compared with it by KL on held-out text, distilled, asked held-out questions with thinking on.
+
+    importance   as the recipe does it
+    random       as much of the same layers, chosen by chance
+    scratch      random weights of the same shape, distilled on the same tokens
+    depth        about as many parameters, cut in layers alone
+    width        the same, cut in widths alone
+
+What is finished in the output folder is not done again.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from plait.cli import compress_stage, distill
+from plait.cli.run import run_recipe
 from plait.core.artifact import write_json
 from plait.core.config import read_toml
 from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
 from plait.eval.run import Setting, ask, read_questions, summarise
-from plait.eval.stage import VERIFIERS
+from plait.grade.verifiers import VERIFIERS, load_verifier
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "tiny"
-ONE_SHAPE = {"max_ranked": 1, "top_k": 1, "memory": "1GiB"}
+NOTHING_CUT = {
+    "num_layers": [8, 8, 1],
+    "hidden_size": [64, 64, 1],
+    "intermediate_size": [192, 192, 1],
+    "mamba_num_heads": [4, 4, 2],
+}
+DEPTH = NOTHING_CUT | {"num_layers": [5, 5, 1], "keep_attention": 1}
+WIDTH = NOTHING_CUT | {"hidden_size": [52, 52, 1], "intermediate_size": [144, 144, 1]}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "importance": {},
     "random": {"compress": {"importance": "random"}},
     "scratch": {"distill": {"from_scratch": True}},
-    "depth": {
-        "compress": {
-            "ranges": {
-                "num_layers": [5, 5, 1],
-                "keep_attention": 1,
-                "hidden_size": [64, 64, 1],
-                "intermediate_size": [192, 192, 1],
-                "mamba_num_heads": [4, 4, 2],
-            }
-        }
-    },
-    "width": {
-        "compress": {
-            "ranges": {
-                "num_layers": [8, 8, 1],
-                "hidden_size": [52, 52, 1],
-                "intermediate_size": [144, 144, 1],
-                "mamba_num_heads": [4, 4, 2],
-            }
-        }
-    },
+    "depth": {"compress": {"ranges": DEPTH}},
+    "width": {"compress": {"ranges": WIDTH}},
 }
+
+
+def stage_of(run: Path, stage: str) -> Path:
+    """Return the folder of a stage, or its file in a recipe, whatever its number is."""
+    [found] = run.glob(f"[0-9]*_{stage}" + (".toml" if run == RECIPE else ""))
+    return found
 
 
 def settings(stage: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Return a stage file's table with changes."""
-    [file] = RECIPE.glob(f"*_{stage}.toml")
-    table = read_toml(file)
+    table = read_toml(stage_of(RECIPE, stage))
     del table["stage"], table["inputs"]
     return table | changes
 
 
-def shape_of(folder: Path) -> dict[str, Any]:
+def trained_parent(run: Path, out: Path, seed: int) -> Path:
+    """Return the run folder of a parent of this seed, trained on the data that `run` curated."""
+    folder = out / f"parent-{seed}"
+    for stage in ("curate", "tokenizer", "blend"):
+        source = stage_of(run, stage)
+        if not (copy := folder / "tiny" / source.name).exists():
+            shutil.copytree(source, copy)
+    run_recipe(RECIPE, folder, [f"pretrain.seed={seed}", f"sft.seed={seed}"], until="sft")
+    return folder / "tiny"
+
+
+def shape_of(search: Path) -> dict[str, Any]:
     """Return ranges that allow one shape, that of a finished search."""
-    found = json.loads((folder / "candidates.json").read_text())
+    found = json.loads((search / "candidates.json").read_text())
     [child] = [r for r in found["ranked"] if r["name"] == found["finalists"][0]]
     widths = ("hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim")
     ranges = {name: [child[name], child[name], 1] for name in widths}
@@ -70,76 +83,75 @@ def shape_of(folder: Path) -> dict[str, Any]:
     return {"ranges": ranges | {"num_layers": [depth, depth, 1], "keep_attention": 1}}
 
 
-def accuracy(model: Path, questions: Path, num_questions: int, seed: int) -> float:
+def accuracy(model: Path, questions: Path, num_questions: int) -> float:
     """Return the share of held-out questions that a model answers, thinking, greedily."""
     way = Setting("think", True, SamplingParams(max_tokens=96, temperature=0.0))
     engine = Engine.from_path(model / "model", max_num_seqs=64)
     asked = read_questions(questions / "data" / "test.jsonl", num_questions)
-    given = ask(asked, way, lambda c, p: engine.generate(c, p), VERIFIERS, seed)
+    verifiers = {each.verifier: load_verifier(VERIFIERS[each.verifier]) for each in asked}
+    given = ask(asked, way, lambda c, p: engine.generate(c, p), verifiers)
     return summarise(way, given).overall.accuracy
 
 
-def search(run: Path, out: Path) -> Path:
-    """Search once for the shape that all variants but `depth` and `width` have."""
-    table = compress_stage.CompressSettings.parse(settings("compress", {}), "compress")
-    if not (out / "candidates.json").exists():
-        parent = run / "05_sft"
-        compress_stage.run(table, {"model": parent, "conversations": parent}, out)
-    return out
-
-
-def measure(
-    run: Path, out: Path, name: str, seed: int, num_questions: int, num_tokens: int
+def make_child(
+    parent: Path, out: Path, name: str, seed: int, shape: dict[str, Any], num_tokens: int
 ) -> dict[str, float]:
-    """Cut, distil and ask; what is finished in `out` is not done again."""
-    result = out / f"{name}-{seed}.json"
-    if result.exists():
-        return json.loads(result.read_text())
-    inputs = {"conversations": run / "05_sft", "blend": run / "03_blend"}
-    changes = ONE_SHAPE | shape_of(search(run, out / "search"))
-    changes |= VARIANTS[name].get("compress", {}) | {"seed": seed}
-    cut = out / f"{name}-{seed}" / "cut"
-    table = compress_stage.CompressSettings.parse(settings("compress", changes), "compress")
-    texts = {"conversations": inputs["conversations"]}
-    found = compress_stage.run(table, {"model": run / "05_sft", **texts}, cut)
+    """Cut and distil one variant into `out`; return what the two stages measured."""
+    sft = stage_of(parent, "sft")
+    changes = shape | VARIANTS[name].get("compress", {})
+    one = {"max_ranked": 1, "top_k": 1, "memory": "1GiB", "seed": seed}
+    table = compress_stage.CompressSettings.parse(settings("compress", changes | one), "compress")
+    cut = compress_stage.run(table, {"model": sft, "conversations": sft}, out / "cut")
     phases = [{"tokens": num_tokens, "sequence_tokens": 256, "rows_per_batch": 12}]
     changes = VARIANTS[name].get("distill", {}) | {"seed": seed, "phases": phases}
     table = distill.DistillSettings.parse(settings("distill", changes), "distill")
-    pair = {"student": cut, "teacher": run / "05_sft"}
-    trained = distill.run(table, inputs | pair, out / f"{name}-{seed}" / "child")
-    child = out / f"{name}-{seed}" / "child"
-    scores = {
-        "parameters": found["parameters"],
-        "kl_cut": found["kl"],
-        "loss_distilled": trained["loss"],
-        "accuracy": accuracy(child, run / "05_sft", num_questions, seed),
-        "tokens": trained["tokens"],
+    texts = {"conversations": sft, "blend": stage_of(parent, "blend")}
+    distilled = distill.run(table, texts | {"student": out / "cut", "teacher": sft}, out / "child")
+    return {
+        "parameters": cut["parameters"],
+        "kl_cut": cut["kl"],
+        "distilled_tokens": distilled["tokens"],
+        "distilled_loss": distilled["loss"],
     }
-    write_json(result, scores)
-    return scores
+
+
+def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+    """Return what was found out about the parent of a seed and its children."""
+    out, parent = options.out, trained_parent(options.run, options.out, seed)
+    sft, shape = stage_of(parent, "sft"), shape_of(stage_of(options.run, "compress"))
+    found: dict[str, dict[str, float]] = {}
+    for name in ("parent", *options.variants):
+        result = out / f"{name}-{seed}.json"
+        if not result.exists():
+            child = out / f"{name}-{seed}"
+            facts = {}
+            if name != "parent":
+                facts = make_child(parent, child, name, seed, shape, options.tokens)
+            model = sft if name == "parent" else child / "child"
+            write_json(result, facts | {"accuracy": accuracy(model, sft, options.questions)})
+        found[name] = json.loads(result.read_text())
+        if name != "parent":
+            found[name]["recovered"] = found[name]["accuracy"] / found["parent"]["accuracy"]
+    return found
 
 
 def main() -> None:
-    """Print mean and spread of every variant over the seeds."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print every figure of every variant: mean, spread, and the value of each parent."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--questions", type=int, default=192)
     parser.add_argument("--tokens", type=int, default=400_000, help="of distillation")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    parent = accuracy(given.run / "05_sft", given.run / "05_sft", given.questions, 1)
-    print(f"parent: accuracy {parent:.3f}")
-    for name in given.variants:
-        rows = [
-            measure(given.run, given.out, name, seed, given.questions, given.tokens)
-            for seed in given.seeds
-        ]
-        for key in rows[0]:
-            values = [row[key] for row in rows]
+    options = parser.parse_args()
+    found = [measure(options, seed) for seed in options.seeds]
+    for name in ("parent", *options.variants):
+        for key in found[0][name]:
+            values = [parent[name][key] for parent in found]
             spread = stdev(values) if len(values) > 1 else 0.0
-            print(f"{name:<11} {key:<15} {mean(values):12.4f} +- {spread:.4f}  {values}")
+            listed = "  ".join(f"{value:,.4g}" for value in values)
+            print(f"{name:<11} {key:<17} {mean(values):12,.4f} +- {spread:<8.4f} {listed}")
 
 
 if __name__ == "__main__":

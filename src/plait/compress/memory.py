@@ -6,10 +6,10 @@
     activations   of the tokens that one prefill reads at once
     fixed         what no formula knows: the device's context, workspaces, fragmentation
 
-The formulas are those of the engine's plan (`model/count`), which adds one attention layer's keys
-and values that it brings together; only `fixed` is a guess, and it is printed with the others. The
-report counts weights, keys, values and states alone and leaves the rest to the budget; with
-activations and a fixed term the budget can be the memory that is really free.
+The formulas are those of the engine's plan (`model/count`); only `fixed` is a guess, and it is
+printed with the others. The report counts weights, keys, values and states alone and leaves the
+rest to the budget; with activations and a fixed term the budget can be the memory that is really
+free.
 
 Source: arXiv 2508.14444 section 4; its 19.66 GiB is 22.06 GiB * 0.95 - 1.3 GiB.
 """
@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 
 from plait.core.config import Settings
 from plait.core.sizes import parse_bytes
-from plait.model.count import ServingBytes, serving_bytes
+from plait.model.count import DeviceKind, ServingBytes, serving_bytes
 from plait.model.spec import ModelSpec
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -44,6 +44,8 @@ class Workload(Settings):
     """Of keys and values."""
     ssm_dtype: Dtype = "float32"
     """Of SSM states; less costs accuracy (model card of the 9B)."""
+    device: DeviceKind = "cuda"
+    """Where: a processor scans in shorter blocks, so its activations take less."""
     fixed: str = "0.5GiB"
     """What no formula knows. Our choice: about what a CUDA context and its workspaces take."""
 
@@ -65,4 +67,5 @@ def memory(spec: ModelSpec, workload: Workload) -> ServingBytes:
         ssm_bytes_per_value=BYTES_PER_VALUE[workload.ssm_dtype],
         prefill_tokens=workload.prefill_chunk_tokens,
         fixed_bytes=parse_bytes(workload.fixed),
+        device=workload.device,
     )

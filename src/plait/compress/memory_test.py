@@ -7,6 +7,7 @@ from plait.core.errors import ConfigError
 from plait.core.sizes import GIB
 from plait.engine.memory_plan import plan_for_model
 from plait.engine.runner import Runner
+from plait.kernels.processor import product_dtype
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
@@ -56,46 +57,60 @@ SMALL = ModelSpec.preset(
 )
 
 
-def runner_of(model, batch, context):
-    plan = plan_for_model(model, 2**30, max_num_seqs=batch, max_context=context, prefix_cache=False)
-    return Runner(model, plan)
-
-
-def workload_of(batch, prefill_tokens):
+def workload_of(batch, prefill_tokens, dtype="float32"):
     return Workload(
         context_tokens=2048,
         batch=batch,
         prefill_chunk_tokens=prefill_tokens,
-        dtype="float32",
-        kv_dtype="float32",
+        dtype=dtype,
+        kv_dtype=dtype,
+        device="cpu",
         fixed="0B",
     )
 
 
-@pytest.mark.parametrize("batch", [1, 16])
-def test_the_engine_s_pools_are_as_large_as_the_terms(batch):
-    """The engine adds one block that nobody owns, and tables: less than 3 %."""
-    model = init_weights(HybridLM(SMALL), seed=0)
+def held_by_an_engine(spec, workload, allocated):
+    """Return bytes of weights, of the engine's pools, and the most while a prompt ends."""
+    dtype = getattr(torch, workload.dtype)
+    model = init_weights(HybridLM(spec, dtype=dtype), seed=0)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    terms = memory(SMALL, workload_of(batch, 128))
-    held = weights + runner_of(model, batch, 2048).state.num_bytes
-    assert held == pytest.approx(terms.total - terms.activations, rel=0.03)
+    num_tokens, context = workload.prefill_chunk_tokens, workload.context_tokens
+    plan = plan_for_model(
+        model, 2**30, max_num_seqs=workload.batch, max_context=context, prefix_cache=False
+    )
+    runner = Runner(model, plan)
+    # Several rows read prompts of unequal length, which are packed.
+    lengths = [num_tokens] if workload.batch == 1 else [num_tokens // 4, num_tokens * 3 // 4]
+    for row, length in enumerate(lengths):
+        runner.start(row, None)
+        runner.assign(row, 0, range(1, 1 + context // BLOCK_TOKENS))
+        runner.state.lengths[row] = context - length
+    pieces = [[5] * length for length in lengths]
+    # Not in inference mode, where attention would hide what it does inside.
+    return weights, runner.state.num_bytes, allocated(lambda: runner.prefill(0, pieces))
 
 
-# The term counts scan chunks of 128 tokens, as on a GPU. A CPU scans in chunks of 32, so a short
-# prefill takes up to about twice the term; a long one goes in tiles and stays below it.
-@pytest.mark.parametrize(("num_tokens", "most"), [(128, 2.0), (512, 1.5), (2048, 1.0)])
-def test_a_prefill_takes_about_the_activation_term(allocated, num_tokens, most):
-    runner = runner_of(init_weights(HybridLM(SMALL), seed=0), 1, 2048)
-    runner.start(0, None)
-    runner.assign(0, 0, range(1, 1 + num_tokens // BLOCK_TOKENS))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("num_tokens", [128, 512, 2048])
+def test_the_terms_are_what_an_engine_holds(allocated, num_tokens, batch, dtype):
+    """The engine adds one block that nobody owns, and tables."""
+    if dtype == "bfloat16" and product_dtype(torch.bfloat16, torch.device("cpu")) != torch.bfloat16:
+        pytest.skip("this processor multiplies bfloat16 as copies in float32")
+    workload = workload_of(batch, num_tokens, dtype)
+    terms = memory(SMALL, workload)
+    weights, pools, activations = held_by_an_engine(SMALL, workload, allocated)
+    assert weights == terms.weights
+    assert pools == pytest.approx(terms.kv + terms.states, rel=0.03)
+    assert activations == pytest.approx(terms.activations, rel=0.12)
+    assert weights + pools + activations == pytest.approx(terms.total, rel=0.03)
 
-    def read_a_chunk():
-        with torch.inference_mode():
-            runner.prefill(0, [[5] * num_tokens])
 
-    term = memory(SMALL, workload_of(1, num_tokens)).activations
-    assert 0.5 * term <= allocated(read_a_chunk) <= most * term
+@pytest.mark.parametrize("pattern", ["M", "*", "-"])
+def test_every_kind_of_layer_takes_its_activations(allocated, pattern):
+    spec, workload = SMALL.model_copy(update={"pattern": pattern}), workload_of(1, 512)
+    *_, activations = held_by_an_engine(spec, workload, allocated)
+    assert activations == pytest.approx(memory(spec, workload).activations, rel=0.12)
 
 
 def test_a_size_that_is_none_is_refused():
@@ -111,6 +126,7 @@ def test_the_ceiling_of_the_report_s_hardware():
 
 def test_the_batch_that_fits_an_a10g():
     short = Hardware(input_tokens=8192, output_tokens=16_384)
-    assert largest_batch(NINE, short, Workload(fixed="0.7GiB", prefill_chunk_tokens=512)) == 7
+    assert largest_batch(NINE, short, Workload(fixed="0.7GiB", prefill_chunk_tokens=512)) == 6
+    assert largest_batch(NINE, short, Workload(device="cpu")) == 7  # its scan takes less
     assert largest_batch(TWELVE, short, Workload()) == 0
     assert throughput(TWELVE, short, Workload()).tokens_per_s == 0.0

@@ -50,6 +50,7 @@ def test_the_released_child_is_among_the_candidates(fitting):
     assert nine.spec.num_parameters == NINE.num_parameters == 8_888_227_328
     assert nine.memory == memory(NINE, Workload())
     assert nine.spec.num_layers == 56
+    assert nine in edge(fitting, TWELVE, Ranges())  # so a search with defaults ranks it
 
 
 def test_all_that_is_listed_fits_and_can_be_built(fitting):

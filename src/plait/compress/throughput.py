@@ -11,6 +11,7 @@ its full length.
 Source: arXiv 2508.14444 table 10 for the workload (8k in, 16k out, one A10G).
 """
 
+from bisect import bisect_left
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
@@ -27,6 +28,8 @@ from plait.model.spec import ModelSpec
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+MAX_BATCH = 4096
 
 
 class Hardware(Settings):
@@ -82,12 +85,11 @@ def largest_batch(spec: ModelSpec, hardware: Hardware, workload: Workload) -> in
     """Return how many sequences of a whole request fit at once."""
     longest = hardware.input_tokens + hardware.output_tokens
 
-    def taken(batch: int) -> int:
+    def is_too_large(batch: int) -> bool:
         of = workload.model_copy(update={"context_tokens": longest, "batch": batch})
-        return memory(spec, of).total
+        return memory(spec, of).total > hardware.memory_bytes
 
-    alone, each = taken(1), taken(2) - taken(1)
-    return max(0, 1 + (hardware.memory_bytes - alone) // each)
+    return bisect_left(range(1, MAX_BATCH + 1), True, key=is_too_large)
 
 
 def _streamed_weights(spec: ModelSpec, workload: Workload) -> int:

@@ -10,6 +10,7 @@ to all rows at the full context.
 """
 
 import os
+from bisect import bisect_left
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ import torch
 from plait.core.errors import CapacityError
 from plait.core.sizes import format_bytes
 from plait.model.count import (
+    DeviceKind,
     ServingBytes,
-    gathered_bytes,
     kv_bytes_per_token,
     serving_bytes,
     state_bytes_per_sequence,
@@ -95,6 +96,7 @@ def plan_memory(
     bytes_per_value: int = 2,
     ssm_bytes_per_value: int = 4,
     prefill_tokens: int = 2048,
+    device: DeviceKind = "cuda",
 ) -> MemoryPlan:
     """Divide `memory_bytes`.
 
@@ -109,7 +111,7 @@ def plan_memory(
 
     def terms(context: int) -> ServingBytes:
         tokens = -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
-        one = serving_bytes(
+        return serving_bytes(
             spec,
             1,
             tokens,
@@ -117,18 +119,18 @@ def plan_memory(
             bytes_per_value=bytes_per_value,
             ssm_bytes_per_value=ssm_bytes_per_value,
             prefill_tokens=prefill_tokens,
+            is_packed=max_num_seqs != 1,
+            device=device,
         )
-        gathered = gathered_bytes(spec, tokens, bytes_per_value)
-        return one._replace(activations=one.activations + gathered)
 
     def left(context: int) -> int:
         return memory_bytes - terms(context).total - (rows - 1) * state
 
     if left(context) < 0 and max_context is None:
-        # The terms that grow with the context are linear in it.
-        slope = terms(2 * context).total - terms(context).total
-        context += left(context) * context // slope - BLOCK_TOKENS if slope else 0
-        context = context // BLOCK_TOKENS * BLOCK_TOKENS
+        # No term shrinks as the context grows: those that fit come first.
+        in_blocks = range(1, context // BLOCK_TOKENS + 1)
+        num_fitting = bisect_left(in_blocks, True, key=lambda n: left(n * BLOCK_TOKENS) < 0)
+        context = num_fitting * BLOCK_TOKENS
     if context < 1 or left(context) < 0:
         context = max_context or BLOCK_TOKENS
         raise CapacityError(_does_not_fit(memory_bytes, terms(context), rows, context, state))
@@ -182,6 +184,7 @@ def plan_for_model(
         weights_bytes=weights_bytes,
         bytes_per_value=dtype.itemsize,
         ssm_bytes_per_value=state_dtype.itemsize,
+        device="cpu" if weight.device.type == "cpu" else "cuda",
         **wishes,  # pyright: ignore[reportArgumentType]
     )
 

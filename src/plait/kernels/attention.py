@@ -9,7 +9,8 @@ its time on.
 A cache is (blocks, tokens per block, Hk, E). Either each sequence has one block, as long as it may
 ever grow, or sequences own lists of short blocks, in any order: their rows of `block_tables`. The
 blocks of a sequence are then brought together for each call, which on a CPU costs little beside
-reading them and needs no kernel of its own.
+reading them and needs no kernel of its own: those of all heads and sequences where these are few
+values, else of some heads of some sequences after the others.
 
 Scores are scaled by E**-0.5. Query head j reads key/value head j // (Hq/Hk).
 """
@@ -21,9 +22,7 @@ from torch.nn import functional as F
 
 from plait.kernels.documents import Documents
 from plait.kernels.processor import product_dtype
-
-# new tokens attended at once over a cache: bounds the mask to this many rows
-_QUERY_TILE = 256
+from plait.kernels.tiles import ATTENTION_VALUES, QUERY_TILE
 
 
 def causal_attention(
@@ -75,10 +74,11 @@ def cached_attention(
 
     def attend(queries: Tensor, first: int, last: int) -> Tensor:
         before = lengths_before[first:last]
-        total = max(before) + queries.shape[1]
-        key = _together(key_cache, block_tables, first, last, total)
-        value = _together(value_cache, block_tables, first, last, total)
-        return _over_cache(queries, key.transpose(1, 2), value.transpose(1, 2), before)
+        if block_tables is None:
+            key, value = key_cache[first:last], value_cache[first:last]
+            return _over_cache(queries, key, value, before)
+        tables = block_tables[first:last]
+        return _over_blocks(queries, key_cache, value_cache, before, tables)
 
     if cu_seqlens is None:
         return attend(q, 0, len(lengths_before))
@@ -87,16 +87,31 @@ def cached_attention(
     return torch.cat(parts, dim=1) if parts else q
 
 
-def _together(
-    cache: Tensor, block_tables: Tensor | None, first: int, last: int, total: int
+def _over_blocks(
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, before: list[int], tables: Tensor
 ) -> Tensor:
-    """Return the first `total` tokens of sequences first:last, (S, total, Hk, E)."""
-    if block_tables is None:
-        return cache[first:last, :total]
-    num_blocks = -(-total // cache.shape[1])
-    ids = block_tables[first:last, :num_blocks].flatten()
-    blocks = cache.index_select(0, ids)
-    return blocks.view(last - first, -1, *cache.shape[2:])[:, :total]
+    """Attend rows of equally many new tokens to the blocks of their tables."""
+    num_blocks = -(-(max(before) + q.shape[1]) // key_cache.shape[1])
+    values_per_head = num_blocks * key_cache.shape[1] * key_cache.shape[3]
+    num_heads = key_cache.shape[2]
+    shared = q.shape[2] // num_heads
+    rows_at_once = max(1, ATTENTION_VALUES // values_per_head)
+    heads_at_once = max(1, rows_at_once // len(q))
+    y = torch.empty_like(q)
+    for row in range(0, len(q), rows_at_once):
+        rows = slice(row, row + rows_at_once)
+        ids = tables[rows, :num_blocks]
+        for head in range(0, num_heads, heads_at_once):
+            heads = slice(head, head + heads_at_once)
+            key, value = (
+                cache[:, :, heads].index_select(0, ids.flatten()).unflatten(0, ids.shape)
+                for cache in (key_cache, value_cache)
+            )
+            of_heads = slice(head * shared, (head + heads_at_once) * shared)
+            y[rows, :, of_heads] = _over_cache(
+                q[rows, :, of_heads], key.flatten(1, 2), value.flatten(1, 2), before[rows]
+            )
+    return y
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -110,14 +125,18 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _over_cache(q: Tensor, key: Tensor, value: Tensor, before: list[int]) -> Tensor:
-    """Attend rows of equally many new tokens to cache rows of different lengths."""
+    """Attend rows of equally many new tokens to cache rows (rows, tokens, Hk, E) of different
+    lengths."""
     num_new = q.shape[1]
     if num_new > 1 and not any(before):
-        new = key[:, :, :num_new].transpose(1, 2), value[:, :, :num_new].transpose(1, 2)
-        return _causal(q, new[0].to(q.dtype), new[1].to(q.dtype))
+        return _causal(q, key[:, :num_new].to(q.dtype), value[:, :num_new].to(q.dtype))
+    key, value = key.transpose(1, 2), value.transpose(1, 2)
+    shared = q.shape[2] // key.shape[1]
+    mask_values = len(q) * shared * (max(before) + num_new)
+    tile = min(QUERY_TILE, max(1, ATTENTION_VALUES // mask_values))
     parts = [
-        _query_tile(q[:, i : i + _QUERY_TILE], key, value, [length + i for length in before])
-        for i in range(0, num_new, _QUERY_TILE)
+        _query_tile(q[:, i : i + tile], key, value, [length + i for length in before])
+        for i in range(0, num_new, tile)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

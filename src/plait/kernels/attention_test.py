@@ -105,10 +105,12 @@ BLOCKS = pytest.mark.parametrize("block_tokens", [None, 4, 13])
 
 @BLOCKS
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tile", [5, 256])
+@pytest.mark.parametrize(("tile", "values"), [(5, 1 << 24), (256, 1 << 24), (256, 1), (5, 3000)])
 @pytest.mark.parametrize("steps", [(70,), (30, 40), (1, 68, 1), (3, 7, 1, 1, 58)])
-def test_any_division_into_steps_gives_the_whole(steps, tile, dtype, block_tokens, monkeypatch):
-    monkeypatch.setattr(attention, "_QUERY_TILE", tile)
+def test_any_division_gives_the_whole(steps, tile, values, dtype, block_tokens, monkeypatch):
+    """Into steps, into tiles of queries, and into heads and sequences brought together."""
+    monkeypatch.setattr(attention, "QUERY_TILE", tile)
+    monkeypatch.setattr(attention, "ATTENTION_VALUES", values)
     inputs = [t.detach() for t in make_inputs(70, rows=2, dtype=dtype)]
     cache, outputs, done = Cache(2, 90, dtype, block_tokens), [], 0
     for step in steps:
@@ -123,7 +125,9 @@ def test_any_division_into_steps_gives_the_whole(steps, tile, dtype, block_token
 @BLOCKS
 @pytest.mark.parametrize("num_new", [1, 4])
 @pytest.mark.parametrize("packed", [False, True])
-def test_rows_of_different_lengths(num_new, packed, block_tokens):
+@pytest.mark.parametrize("values", [1, 3000, 1 << 24])
+def test_rows_of_different_lengths(num_new, packed, values, block_tokens, monkeypatch):
+    monkeypatch.setattr(attention, "ATTENTION_VALUES", values)
     lengths = [9, 0, 63]
     q, k, v = (t.detach() for t in make_inputs(63 + num_new, rows=3))
     cache = Cache(3, 80, torch.float64, block_tokens)

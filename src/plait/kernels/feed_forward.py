@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from plait.kernels.linear import multiply, weight_gradient
-
-# rows between the linear maps at once, where nothing is kept: they stay in the last cache
-_TILE_ROWS = 1024
+from plait.kernels.tiles import TILE_TOKENS
 
 
 def feed_forward(
@@ -38,8 +36,7 @@ def feed_forward(
     if torch.is_grad_enabled() and any(wanted):
         y: Tensor = _FeedForward.apply(rows, *weights)  # pyright: ignore
     else:
-        tile = _TILE_ROWS if rows.device.type == "cpu" else max(len(rows), 1)
-        parts = [_forward(part, *weights)[0] for part in rows.split(tile)]  # pyright: ignore
+        parts = [_forward(part, *weights)[0] for part in rows.split(TILE_TOKENS)]  # pyright: ignore
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y.view(x.shape)
 

@@ -55,7 +55,7 @@ def test_without_gradients_it_computes_the_same():
 
 def test_tiles_of_rows_do_not_matter(monkeypatch):
     inputs = make_inputs(torch.float64, torch.float64)
-    monkeypatch.setattr("plait.kernels.feed_forward._TILE_ROWS", 5)
+    monkeypatch.setattr("plait.kernels.feed_forward.TILE_TOKENS", 5)
     with torch.no_grad():
         got = feed_forward(*inputs)
     assert_close("feed_forward", torch.float64, "y", got, feed_forward(*inputs))

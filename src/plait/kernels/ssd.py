@@ -66,9 +66,7 @@ from plait.kernels.chunk_layout import ChunkLayout, chunk_layout, take
 from plait.kernels.documents import Documents
 from plait.kernels.ssd_block import Gradients, ScanInputs, backward_block, forward_block
 from plait.kernels.ssd_naive import SSDOutput
-
-# (chunk_length, block_tokens) by device type, measured; block_tokens None is the whole batch
-_TUNING: dict[str, tuple[int, int | None]] = {"cpu": (32, 256), "cuda": (128, None)}
+from plait.kernels.tiles import SCAN_BLOCKS
 
 
 def ssd_scan(
@@ -99,7 +97,7 @@ def ssd_scan(
     """
     if x.shape[2] % B.shape[2]:
         raise ValueError(f"{x.shape[2]} heads are no multiple of {B.shape[2]} groups")
-    default_length, block_tokens = _TUNING.get(x.device.type, _TUNING["cuda"])
+    default_length, block_tokens = SCAN_BLOCKS.get(x.device.type, SCAN_BLOCKS["cuda"])
     chunk_length = chunk_length or default_length
     documents = Documents.of(cu_seqlens, x)
     layout = documents.derived(chunk_layout, chunk_length, block_tokens, x.device)

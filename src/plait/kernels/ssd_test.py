@@ -106,7 +106,7 @@ def test_chunks_and_blocks_do_not_matter(chunk_length, block_tokens, monkeypatch
     inputs = make_inputs(PACKED[-1], sequences=len(PACKED) - 1, P=4)
     bounds = torch.tensor(PACKED)
     want = with_gradients(ssd_scan, inputs, cu_seqlens=bounds, chunk_length=32)
-    monkeypatch.setitem(ssd._TUNING, "cpu", (32, block_tokens))
+    monkeypatch.setitem(ssd.SCAN_BLOCKS, "cpu", (32, block_tokens))
     got = with_gradients(ssd_scan, inputs, cu_seqlens=bounds, chunk_length=chunk_length)
     for name, g, w in zip(("y", "final_state", *NAMES), got, want, strict=True):
         assert_close("ssd_scan", torch.float64, name, g, w)

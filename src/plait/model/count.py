@@ -4,10 +4,13 @@ Nothing here builds a model or needs torch. FLOPs are those of the mathematics (
 add count as two), not of an implementation that recomputes or works in chunks.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from plait.core.sizes import GIB, format_bytes
+from plait.kernels.tiles import ATTENTION_VALUES, QUERY_TILE, SCAN_BLOCKS, TILE_TOKENS
 from plait.model.spec import ModelSpec
+
+DeviceKind = Literal["cpu", "cuda"]
 
 
 def flops_per_token(spec: ModelSpec, context_tokens: int | float) -> int | float:
@@ -69,29 +72,67 @@ def state_bytes_per_sequence(
 
 
 def prefill_bytes(
-    spec: ModelSpec, num_tokens: int, bytes_per_value: int = 2, scan_chunk_tokens: int = 128
+    spec: ModelSpec,
+    num_tokens: int,
+    context_tokens: int,
+    *,
+    bytes_per_value: int = 2,
+    is_packed: bool = True,
+    device: DeviceKind = "cuda",
 ) -> int:
     """Return the most bytes of activations that live at once while `num_tokens` are read.
 
-    The residual stream and its normed copy stay; beside them one mixer at a time holds
+    Three arrays as wide as the residual stream: itself, its normed copy, and what a mixer returns.
+    Beside them works one mixer at a time, TILE_TOKENS tokens together or, of Mamba layers, as many
+    prompts as are packed (`is_packed`):
 
-        Mamba-2         in_proj, convolution, scan and gated output, and a float32 state with its
-                        rounded copy per chunk of the scan
-        feed-forward    the widened tokens before and after the activation
-        attention       queries, keys and values, and the output
+        Mamba-2         in_proj, convolution and outputs of the scan, and what a block of it takes
+        feed-forward    the widened tokens
+        attention       queries, keys, values and outputs; what is brought together of a sequence
+                        that has `context_tokens` tokens by then, and its mask
 
     Logits are counted for one position only, in float32: the others are never made.
     """
-    stream = 2 * num_tokens * spec.hidden_size * bytes_per_value
-    num_states = -(-num_tokens // scan_chunk_tokens)
-    rows = {
-        "M": spec.in_proj_dim + spec.conv_dim + 2 * spec.d_inner,
-        "-": 2 * spec.intermediate_size,
-        "*": 2 * (spec.num_attention_heads + spec.num_key_value_heads) * spec.attention_head_dim,
+    tile = num_tokens if is_packed else min(num_tokens, TILE_TOKENS)
+    mixers = {
+        "M": _mamba_bytes(spec, tile, bytes_per_value, device),
+        "-": min(num_tokens, TILE_TOKENS) * spec.intermediate_size * bytes_per_value,
+        "*": _attention_bytes(spec, num_tokens, context_tokens, bytes_per_value),
     }
-    mixers = {letter: num_tokens * row * bytes_per_value for letter, row in rows.items()}
-    mixers["M"] += num_states * spec.d_inner * spec.state_size * (4 + bytes_per_value)
+    stream = 3 * num_tokens * spec.hidden_size * bytes_per_value
     return stream + max(mixers[letter] for letter in set(spec.pattern)) + 4 * spec.vocab_size
+
+
+def _mamba_bytes(spec: ModelSpec, num_tokens: int, bytes_per_value: int, device: str) -> int:
+    """Return what a Mamba layer holds while it scans; the scan works in float32.
+
+    Of a block of the scan: dt x, what enters and leaves it and the output, as wide as x, a copy of
+    x itself where x is shorter; B and C; decays between the tokens of a chunk for every head.
+    """
+    chunk_tokens, block_tokens = SCAN_BLOCKS[device]
+    block = min(num_tokens, block_tokens or num_tokens)
+    chunk_tokens = min(chunk_tokens, block)
+    heads, groups = spec.mamba_num_heads, spec.num_groups
+    num_wide = 4 if bytes_per_value >= 4 else 5
+    per_block_token = num_wide * spec.d_inner + 2 * groups * spec.state_size
+    per_block_token += (heads + groups) * chunk_tokens + 5 * heads
+    in_float32 = num_tokens * (spec.d_inner + heads) + block * per_block_token
+    in_float32 += 2 * spec.d_inner * spec.state_size
+    return 4 * in_float32 + num_tokens * (spec.in_proj_dim + spec.conv_dim) * bytes_per_value
+
+
+def _attention_bytes(
+    spec: ModelSpec, num_tokens: int, context_tokens: int, bytes_per_value: int
+) -> int:
+    """Return what an attention layer holds beside the cache; see `kernels/attention`."""
+    num_kv, width = spec.num_key_value_heads, spec.attention_head_dim
+    shared = spec.num_attention_heads // num_kv
+    own = num_tokens * 2 * (spec.num_attention_heads + num_kv) * width
+    per_head = context_tokens * width
+    together = max(per_head, min(num_kv * per_head, ATTENTION_VALUES))
+    per_query = shared * context_tokens
+    mask = max(per_query, min(min(QUERY_TILE, num_tokens) * per_query, ATTENTION_VALUES))
+    return (own + 2 * together) * bytes_per_value + mask * (1 + bytes_per_value)
 
 
 class ServingBytes(NamedTuple):
@@ -134,13 +175,16 @@ def serving_bytes(
     kv_bytes_per_value: int | None = None,
     ssm_bytes_per_value: int = 4,
     prefill_tokens: int = 2048,
+    is_packed: bool | None = None,
     fixed_bytes: int = FIXED_BYTES,
+    device: DeviceKind = "cuda",
 ) -> ServingBytes:
     """Return what it takes to run `num_sequences` sequences of `context_tokens` tokens each.
 
     weights + sequences * (KV per token * context + state) + activations + fixed.
     weights_bytes: None counts every parameter at `bytes_per_value`. kv_bytes_per_value: None is
-    `bytes_per_value`. Activations are those of a prompt piece of `prefill_tokens` tokens.
+    `bytes_per_value`. Activations are those of a prompt piece of `prefill_tokens` tokens at the end
+    of the context; is_packed: None is if there are several sequences.
     """
     cached = num_sequences * context_tokens
     return ServingBytes(
@@ -148,16 +192,16 @@ def serving_bytes(
         kv=cached * kv_bytes_per_token(spec, kv_bytes_per_value or bytes_per_value),
         ssm=num_sequences * ssm_bytes_per_sequence(spec, ssm_bytes_per_value),
         conv=num_sequences * conv_bytes_per_sequence(spec, bytes_per_value),
-        activations=prefill_bytes(spec, min(prefill_tokens, cached), bytes_per_value),
+        activations=prefill_bytes(
+            spec,
+            min(prefill_tokens, cached),
+            context_tokens,
+            bytes_per_value=bytes_per_value,
+            is_packed=num_sequences > 1 if is_packed is None else is_packed,
+            device=device,
+        ),
         fixed=fixed_bytes,
     )
-
-
-def gathered_bytes(spec: ModelSpec, context_tokens: int, bytes_per_value: int = 2) -> int:
-    """Return bytes of one attention layer's keys and values, which an engine without an attention
-    kernel over blocks brings together for the call."""
-    layers = max(spec.num_attention_layers, 1)
-    return kv_bytes_per_token(spec, bytes_per_value) * context_tokens // layers
 
 
 class Row(NamedTuple):

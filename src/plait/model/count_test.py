@@ -40,8 +40,13 @@ def test_state_bytes_are_those_of_a_state():
 
 def test_activations_of_a_prefill():
     nine = ModelSpec.preset("nano-9b-v2")
-    for num_tokens, gib in ((512, 0.09), (2048, 0.36), (8192, 1.45)):
-        assert prefill_bytes(nine, num_tokens) / 2**30 == pytest.approx(gib, abs=0.006)
+    of = {"context_tokens": 131072, "is_packed": False, "device": "cpu"}
+    for num_tokens, gib in ((512, 0.134), (2048, 0.223), (8192, 0.502)):
+        assert prefill_bytes(nine, num_tokens, **of) / 2**30 == pytest.approx(gib, abs=0.001)
+    # what is brought together of a long context is one head's, and a mask of bounded size
+    without = nine.model_copy(update={"pattern": "*"})
+    short, long = (prefill_bytes(without, 512, context) for context in (131072, 262144))
+    assert long - short == 2 * 2 * 131072 * 128
 
 
 def test_flops_equal_what_torch_counts(monkeypatch):

@@ -19,13 +19,10 @@ from plait.kernels.documents import Documents
 from plait.kernels.gated_norm import gated_rms_norm
 from plait.kernels.ssd import ssd_scan
 from plait.kernels.state_step import ssd_step
+from plait.kernels.tiles import TILE_TOKENS
 from plait.model.layers import Linear, RMSNorm, at_least_float32
 from plait.model.spec import ModelSpec
 from plait.model.state import ForwardContext
-
-# tokens whose projections are worked on before the next are made: they stay in the last cache, and
-# in memory that the allocator has at hand
-_TILE_TOKENS = 1024
 
 
 class DepthwiseConv(nn.Module):
@@ -80,13 +77,20 @@ class Mamba2(nn.Module):
             return self._project_out(self._step(xbc, dt, A, conv, ssm), z)
         parts = []
         for part in u.split(_tile_tokens(u, context), dim=1):
-            z, xbc, dt, A = self._project_in(part)
-            y, conv, ssm = self._scan(xbc, dt, A, conv, ssm, documents)
-            parts.append(self._project_out(y, z))
+            out, conv, ssm = self._mix(part, conv, ssm, documents)
+            parts.append(out)
         if state and conv is not None and ssm is not None:
             state.conv[self.ordinal].copy_(conv)
             state.ssm[self.ordinal].copy_(ssm)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _mix(
+        self, u: Tensor, conv: Tensor | None, ssm: Tensor | None, documents: Documents | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mixed tokens (B, T, D) and both states behind them."""
+        z, xbc, dt, A = self._project_in(u)
+        y, conv, ssm = self._scan(xbc, dt, A, conv, ssm, documents)
+        return self._project_out(y, z), conv, ssm
 
     def _project_in(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return z (B, T, d_inner), xBC (B, T, conv_dim), dt (B, T, H) and A (H)."""
@@ -139,8 +143,8 @@ class Mamba2(nn.Module):
 
 
 def _tile_tokens(u: Tensor, context: ForwardContext) -> int:
-    """Return how many tokens of each row to mix at once: all, unless a processor reads rows."""
+    """Return how many tokens of each row to mix at once: all of packed rows and in training."""
     num_rows, num_tokens = u.shape[:2]
-    if torch.is_grad_enabled() or context.documents is not None or u.device.type != "cpu":
+    if torch.is_grad_enabled() or context.documents is not None:
         return max(num_tokens, 1)
-    return max(_TILE_TOKENS // num_rows, 1)
+    return max(TILE_TOKENS // num_rows, 1)

@@ -197,7 +197,7 @@ def test_bfloat16_steps_follow_forward(random_model):
 
 @pytest.mark.parametrize("tile_tokens", [2, 7, 64])
 def test_tiles_of_a_long_prompt_do_not_matter(random_model, spec, tile_tokens, monkeypatch):
-    monkeypatch.setattr(mamba2, "_TILE_TOKENS", tile_tokens)
+    monkeypatch.setattr(mamba2, "TILE_TOKENS", tile_tokens)
     model = random_model(spec)
     tokens = tokens_of(spec, 2, 63)
     want = model(tokens).detach()  # with gradients: not in tiles
