@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -15,6 +16,8 @@ pytestmark = pytest.mark.skipif(
     find_chromium() is None and not os.environ.get("CI"),
     reason="needs Chromium: apt install chromium (make test does, where it can)",
 )
+SCREENSHOT = Path(__file__).parent.parent / "build" / "page.png"
+"""Kept for a look; not in git."""
 TOOL = {
     "name": "weather",
     "parameters": {
@@ -71,6 +74,7 @@ def test_the_trace_streams_within_its_budget_and_folds(page):
     page.wait_for(f"{last('.trace.live .text')}?.textContent.length > 5")
     growing = page.evaluate(f"{last('.trace .text')}.textContent.length")
     page.wait_for(f"{last('.trace .text')}.textContent.length > {growing}")
+    page.wait_for(f"{last('.note')}.textContent.includes('tokens/s')")
     assert page.evaluate(f"{last('.trace')}.open")
     page.wait_for("!document.querySelector('#send').hidden")
     assert not page.evaluate(f"{last('.trace')}.open")
@@ -78,8 +82,29 @@ def test_the_trace_streams_within_its_budget_and_folds(page):
     assert counted.endswith(" of 64 tokens")
     assert 64 <= int(counted.split()[0]) <= 71
     assert page.evaluate(f"{last('.turn > .text, .text')}.textContent.length") > 0
-    assert "tokens/s" in page.evaluate("document.querySelector('#speed').textContent")
+    assert "tokens/s" in page.evaluate(f"{last('.note')}.textContent")
     assert page.evaluate("messages.length") == 2
+
+
+def test_it_fits_a_phone_and_needs_no_other_host(server, browser):
+    browser.open(server.url, width=390, height=844)
+    browser.wait_for("document.querySelector('#model')?.textContent.includes('2,048')")
+    set_value(browser, "#budget", 8)
+    set_value(browser, "#max-tokens", 300)
+    say(browser, "hello " * 20)
+    browser.wait_for(f"{last('.trace.live .text')}?.textContent.length > 100")
+    SCREENSHOT.parent.mkdir(exist_ok=True)
+    browser.screenshot(SCREENSHOT)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    inside = "e => { const r = e.getBoundingClientRect(); return r.left >= 0 && r.right <= 390; }"
+    found = "[...document.querySelectorAll('button, input, textarea, .turn')]"
+    assert browser.evaluate(f"{found}.filter(e => e.offsetParent).every({inside})")
+    hosts = (
+        "new Set(performance.getEntriesByType('resource').map(each => new URL(each.name).origin))"
+    )
+    assert browser.evaluate(f"[...{hosts}]") == [server.url]
+    browser.click("#stop")
+    browser.wait_for("!document.querySelector('#send').hidden")
 
 
 def num_cancelled(url: str) -> float:
@@ -107,7 +132,7 @@ def test_without_thinking_there_is_no_trace(page):
     page.click("#thinking")
     set_value(page, "#max-tokens", 20)
     say(page, "hello")
-    page.wait_for(f"{last('.note')} !== undefined")
+    page.wait_for(f"{last('.note')}?.textContent.includes('20 tokens')")
     assert page.evaluate(f"{last('.trace')} === undefined")
 
 

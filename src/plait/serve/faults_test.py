@@ -220,6 +220,13 @@ def test_a_client_that_goes_frees_its_slot(tiny, stream):
     assert eventually(lambda: not tiny.engine.has_work)
 
 
+def test_the_connection_of_a_stream_is_not_used_again(tiny):
+    """Browsers read on after an abort, to use a connection again; the slot would stay taken."""
+    with httpx2.stream("POST", tiny.url + CHAT, json={**LONG, "stream": True}) as response:
+        assert response.headers["Connection"] == "close"
+    assert eventually(lambda: tiny.worker.num_open == 0)
+
+
 def test_a_client_that_goes_as_its_request_is_taken_frees_its_slot(monkeypatch):
     """Cancelled between the moment a submission is answered and the moment its caller goes on."""
     engine = tiny_engine(max_num_seqs=1)

@@ -23,7 +23,13 @@ class EventStream(StreamingResponse):
         super().__init__(
             _events(chunks),
             media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            headers={
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                # A browser that could use the connection again goes on reading an aborted answer,
+                # for up to 5 s, and the slot would stay taken for as long.
+                "Connection": "close",
+            },
         )
         self._answers = answers
 

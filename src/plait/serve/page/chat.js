@@ -77,6 +77,7 @@ class Answer {
     this.calls = [];
     this.started = performance.now();
     this.firstToken = null;
+    this.note = make(this.turn, "div", "note");
   }
 
   take(chunk) {
@@ -137,23 +138,30 @@ class Answer {
     }
     const seconds = (now - (this.firstToken?.at ?? now)) / 1000;
     this.speed = seconds > 0 ? (tokens - this.firstToken.tokens) / seconds : 0;
-    $("speed").textContent = this.speed ? `${this.speed.toFixed(this.speed < 10 ? 1 : 0)} tokens/s` : "";
     this.usage = usage;
+    this.note.textContent = this.counts().join(" · ");
+    this.turn.append(this.note);  // below what was added meanwhile
+  }
+
+  counts() {
+    const parts = this.usage ? [`${this.usage.completion_tokens.toLocaleString()} tokens`] : [];
+    if (this.speed) parts.push(`${this.speed.toFixed(this.speed < 10 ? 1 : 0)} tokens/s`);
+    return parts;
   }
 
   finish(note) {
     this.endTrace();
     const parts = note ? [note] : [];
     if (this.reason === "length") parts.push("cut at the limit of tokens");
-    if (this.usage) parts.push(`${this.usage.completion_tokens} tokens`);
-    if (this.speed) parts.push(`${this.speed.toFixed(0)} tokens/s`);
+    parts.push(...this.counts());
     const cached = this.usage?.prompt_tokens_details?.cached_tokens;
     if (cached) parts.push(`${cached} of ${this.usage.prompt_tokens} prompt tokens from the cache`);
     if (this.calls.length) this.message.tool_calls = this.calls;
     if (this.message.content || this.calls.length) messages.push(this.message);
     else if (!note && !this.trace) parts.unshift("an empty answer");
     for (const call of this.calls) showCall(this.turn, call);
-    make(this.turn, "div", "note", parts.join(" · "));
+    this.note.textContent = parts.join(" · ");
+    this.turn.append(this.note);
   }
 }
 
@@ -167,7 +175,7 @@ function showCall(turn, call) {
   const answer = make(box, "div", "answer");
   const field = make(answer, "textarea");
   field.rows = 1;
-  field.placeholder = "Result of the call, JSON or text";
+  field.placeholder = "Result";
   const button = make(answer, "button", "", "Return");
   button.type = "button";
   button.onclick = () => {
@@ -229,7 +237,6 @@ function clearChat() {
   running?.abort();
   messages = [];
   for (const turn of document.querySelectorAll(".turn")) turn.remove();
-  $("speed").textContent = "";
 }
 
 function openSettings(open) {
