@@ -45,6 +45,12 @@ STAGES = {
     "blend": StageKind(
         "plait.data.blend", "BlendSettings", ("documents", "tokenizer"), many=("documents",)
     ),
+    "synth": StageKind(
+        "plait.cli.synth_stage",
+        "AnySynthSettings",
+        optional=("documents", "tokenizer"),
+        many=("documents",),
+    ),
     "pretrain": StageKind(
         "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
     ),

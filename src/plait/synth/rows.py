@@ -1,0 +1,80 @@
+"""What generators start from: the stage's documents, and the user's rows of seeds."""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from plait.core.errors import DataError
+from plait.synth.settings import Page, Sources, SynthSettings
+
+Row = TypeVar("Row", bound=BaseModel)
+Item = TypeVar("Item")
+
+
+class Seed(BaseModel):
+    """A question to begin with: a row of a user's file. Other fields are left alone."""
+
+    id: str = ""
+    question: str
+    answer: str | None = None
+    options: tuple[str, ...] = ()
+
+
+class Question(NamedTuple):
+    """A question on its way through the steps of a generator."""
+
+    id: str
+    question: str
+
+
+def read_rows(files: Sequence[Path], form: type[Row]) -> Iterator[Row]:
+    """Yield the rows of JSONL files; an empty `id` becomes file and line.
+
+    Raises: DataError naming file and line of a row that is none.
+    """
+    for file in files:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                place = f"{file.name}:{number}"
+                try:
+                    row = form.model_validate_json(line)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    where = ".".join(map(str, first["loc"]))
+                    raise DataError(f"{file}, line {number}: {where} {first['msg']}") from None
+                if not getattr(row, "id", place):
+                    row = row.model_copy(update={"id": place})
+                yield row
+
+
+def read_pages(settings: SynthSettings, sources: Sources) -> Iterator[Page]:
+    """Yield documents with a text: of the input `documents`, then of the user's files."""
+    return first(settings, _all_pages(settings, sources))
+
+
+def first(settings: SynthSettings, items: Iterator[Item]) -> Iterator[Item]:
+    """Yield as many items as the settings allow."""
+    return itertools.islice(items, settings.max_items)
+
+
+def _all_pages(settings: SynthSettings, sources: Sources) -> Iterator[Page]:
+    for document in sources.documents():
+        if document["text"].strip():
+            yield Page(str(document["id"]), document["text"], document.get("metadata") or {})
+    for file in settings.files_read():
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                    page = Page(str(row.get("id", f"{file.name}:{number}")), row["text"], {})
+                    page.text.encode()
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise DataError(
+                        f"{file}, line {number}: a document is an object with a text"
+                    ) from None
+                if page.text.strip():
+                    yield page._replace(metadata=row.get("metadata") or {})
