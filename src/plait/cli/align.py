@@ -125,6 +125,8 @@ def run_alone(
         typer.echo(f"  {name:<28}{value:,.4g}")
     following = {
         "reward": f"plait grpo MODEL PROMPTS --reward-model {folder} --out DIR",
-        "pairs": f"plait dpo {inputs['model']} {folder / 'pairs.jsonl'} --out DIR",
+        "pairs": f"plait dpo {inputs.get('model')} {folder / 'pairs.jsonl'} --out DIR",
+        "synth": f"read {folder / 'funnel.json'}; a blend takes the folder among its documents, "
+        "plait sft its conversations.jsonl",
     }
     typer.echo(f"next:    {following.get(kind, f'plait chat {folder}')}")

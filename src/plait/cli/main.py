@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plait.cli import align
+from plait.cli import align, synth
 from plait.core.errors import ConfigError, PlaitError
 from plait.core.process import set_library_defaults
 
@@ -167,6 +167,7 @@ def report(
 
 for verb in align.VERBS:
     app.command()(verb)
+app.command()(synth.synth)
 
 
 def main() -> None:

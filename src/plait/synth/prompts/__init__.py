@@ -17,7 +17,9 @@ def render(name: str, **values: Any) -> str:
 @functools.cache
 def table(name: str) -> dict[str, str]:
     """Return a table of texts by name, such as the styles of dialogues."""
-    return tomllib.loads(resources.files("plait.synth.prompts").joinpath(f"{name}.toml").read_text("utf-8"))
+    return tomllib.loads(
+        resources.files("plait.synth.prompts").joinpath(f"{name}.toml").read_text("utf-8")
+    )
 
 
 @functools.cache
