@@ -125,7 +125,10 @@ def run(
         if not path.exists():
             raise ConfigError(f"--{role} {path}: does not exist")
     if not given:
-        raise ConfigError("scores need text: --conversations FILE.jsonl, --blend FOLDER, or both")
+        raise ConfigError(
+            "scores need text: --conversations FILE.jsonl, --documents FILE.jsonl or a curation's "
+            "folder, or --blend FOLDER"
+        )
     inputs = {"model": _directory(name)} | given
     resolved = settings.model_dump(mode="json")
     folder = open_run_folder(out, "compress", resolved, inputs, keep=True)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import time
 
@@ -14,7 +15,7 @@ from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
 
 SETTINGS = """
-memory = "320KiB"
+memory = "345KiB"
 calibration_rows = 4
 row_tokens = 64
 held_out_rows = 2
@@ -25,6 +26,7 @@ context_tokens = 64
 prefill_chunk_tokens = 16
 dtype = "float32"
 kv_dtype = "float32"
+device = "cpu"
 fixed = "0B"
 [ranges]
 num_layers = [5, 5, 1]
@@ -123,6 +125,34 @@ def test_text_without_conversations(parent, tmp_path):
         text_source({}, parent, 0.7)
     with pytest.raises(ConfigError, match="neither a JSONL file nor a folder"):
         text_source({"conversations": tmp_path}, parent, 0.7)
+    with pytest.raises(DataError, match="holds no documents"):
+        text_source({"documents": empty}, parent, 0.7)
+    with pytest.raises(DataError, match="run the curation stage first"):
+        text_source({"documents": tmp_path}, parent, 0.7)
+    with pytest.raises(ConfigError, match="give one of them"):
+        text_source({"documents": empty, "blend": tmp_path}, parent, 0.7)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_curated_documents_are_text_too(parent, tmp_path, is_folder):
+    file = tmp_path / "documents" / "train" / "english.jsonl"
+    file.parent.mkdir(parents=True)
+    texts = [f"Add A{number}. " * number for number in range(1, 30)]
+    file.write_text("".join(json.dumps({"text": text, "id": text}) + "\n" for text in texts))
+    source = text_source({"documents": tmp_path if is_folder else file}, parent, 0.7)
+    tokenizer, batches = Tokenizer.from_directory(parent), source(16, 2, 1000, 0)
+    pieces = []
+    while (state := batches.state())["epoch"] == 0:
+        batch = next(batches)
+        if batches.state()["epoch"] > 0:
+            break
+        bounds = batch.cu_seqlens.tolist()
+        pieces += [batch.tokens[0, i:j].tolist() for i, j in itertools.pairwise(bounds)]
+        assert state["index"] < 1000
+    assert max(map(len, pieces)) == 16
+    want = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_plain_batch(texts)]
+    cut = [ids[start : start + 16] for ids in want for start in range(0, len(ids), 16)]
+    assert sorted(pieces) == sorted(cut)
 
 
 def test_a_parent_with_tied_embeddings_is_refused(parent, text, settings, tmp_path):

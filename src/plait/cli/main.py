@@ -121,6 +121,9 @@ def compress(
     conversations: Annotated[
         Path | None, typer.Option(help="Text to measure on: JSONL, or a run folder with it.")
     ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="Text to measure on: JSONL, or a curation's folder.")
+    ] = None,
     blend: Annotated[Path | None, typer.Option(help="Text to measure on: a blend.")] = None,
     keep_attention: Annotated[
         int | None, typer.Option(help="Fewest attention layers that stay.")
@@ -152,7 +155,8 @@ def compress(
     if dry:
         verb.dry_run(model, resolved, show)
     else:
-        verb.run(model, resolved, {"conversations": conversations, "blend": blend}, out)
+        text = {"conversations": conversations, "documents": documents, "blend": blend}
+        verb.run(model, resolved, text, out)
 
 
 @app.command()

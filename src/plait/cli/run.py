@@ -39,6 +39,8 @@ class StageKind(NamedTuple):
     """Of these roles, those that take a list of sources."""
 
 
+TEXT_ROLES = ("conversations", "documents", "blend")
+
 STAGES = {
     "curate": StageKind("plait.data.curate", "CurateSettings"),
     "tokenizer": StageKind("plait.data.train_tokenizer", "TokenizerSettings", ("documents",)),
@@ -55,14 +57,12 @@ STAGES = {
         "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
     ),
     "sft": StageKind("plait.align.sft_stage", "SftSettings", ("model",)),
-    "compress": StageKind(
-        "plait.cli.compress_stage", "CompressSettings", ("model",), ("conversations", "blend")
-    ),
+    "compress": StageKind("plait.cli.compress_stage", "CompressSettings", ("model",), TEXT_ROLES),
     "distill": StageKind(
         "plait.cli.distill",
         "DistillSettings",
         ("student", "teacher"),
-        ("conversations", "blend"),
+        TEXT_ROLES,
     ),
     "pairs": StageKind("plait.align.pairs_stage", "PairsSettings", ("model",), ("reward",)),
     "dpo": StageKind("plait.align.dpo_stage", "DpoSettings", ("model",), ("pairs",)),

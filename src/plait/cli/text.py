@@ -1,26 +1,28 @@
-"""Text for compression and distillation: conversations, a blend, or both in proportion.
+"""Text for compression and distillation: conversations, documents, or both in proportion.
 
-Conversations are read by `align`, blends by `data`; `compress`, which may not know the former, is
-handed a function.
+Conversations are read by `align`, documents and blends of them by `data`; `compress`, which may not
+know the former, is handed a function.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from plait.align.batches import SampleBatches
+from plait.align.batches import EpochBatches
 from plait.align.records import Refusals, read_records
 from plait.align.sft import build_samples
 from plait.compress.batches import Proportion
 from plait.compress.distill_stage import TextSource
 from plait.core.errors import ConfigError, DataError
 from plait.data.blend import Blend
+from plait.data.documents import document_files, read_documents
 from plait.data.loader import BlendLoader
-from plait.data.pack import Sample
+from plait.data.pack import Sample, pack
 from plait.data.tokenizer import Tokenizer
 from plait.train.loop import Batches
 
-ROLES = ("conversations", "blend")
+ROLES = ("conversations", "documents", "blend")
 _LONGEST = 10**9
 _READ_AT_ONCE = 256
 
@@ -30,80 +32,136 @@ def text_source(
 ) -> TextSource:
     """Return a function that gives batches of the text in `inputs`, tokenised for a model.
 
-    `conversations` is a JSONL file or a run folder with `data/train.jsonl`, `blend` the folder of a
-    blend; the share counts where both are there.
-    Raises: ConfigError if neither is there, or the blend was made with another tokenizer; DataError
-    for unusable conversations.
+    `conversations` is a JSONL file or a run folder with `data/train.jsonl`; `documents` a JSONL
+    file or the folder of a curation, `blend` that of a blend. The share counts where there are both
+    conversations and one of the others.
+    Raises: ConfigError if none is there, or documents and a blend, or the blend was made with
+    another tokenizer; DataError for unusable text.
     """
     if not any(role in inputs for role in ROLES):
         raise ConfigError(
             f"needs text: name an earlier stage or a path under [inputs] as {' or '.join(ROLES)}"
         )
+    if "documents" in inputs and "blend" in inputs:
+        raise ConfigError("both documents and a blend of documents are given; give one of them")
     tokenizer = Tokenizer.from_directory(tokenizer_from)
     spoken = (
-        _Conversations(inputs["conversations"], tokenizer) if "conversations" in inputs else None
+        _conversations(inputs["conversations"], tokenizer) if "conversations" in inputs else None
     )
-    blend = inputs.get("blend")
-    if blend is not None and Blend.read(blend).vocab_size != tokenizer.vocab_size:
-        raise ConfigError(
-            f"{blend} was tokenised with {Blend.read(blend).vocab_size} ids, the model of "
-            f"{tokenizer_from} has {tokenizer.vocab_size}: give a blend of the model's tokenizer"
-        )
+    if "blend" in inputs:
+        written = _blend(inputs["blend"], tokenizer, tokenizer_from)
+    elif "documents" in inputs:
+        written = _documents(inputs["documents"], tokenizer)
+    else:
+        written = None
 
     def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
-        tokens_per_batch = sequence_tokens * rows_per_batch
-
-        def conversations(number: int) -> Batches:
-            assert spoken is not None
-            samples = spoken.samples(number * tokens_per_batch)
-            short = [sample for sample in samples if len(sample.ids) <= sequence_tokens]
-            if not short:
-                raise DataError(f"no conversation has at most {sequence_tokens} tokens; allow more")
-            return SampleBatches(short, tokens_per_batch, seed)
-
-        def documents(number: int) -> Batches:
-            assert blend is not None
-            return BlendLoader(
-                blend,
-                total_tokens=number * tokens_per_batch,
-                sequence_tokens=sequence_tokens,
-                rows_per_batch=rows_per_batch,
-                seed=seed,
-            )
-
-        if blend is None:
-            return conversations(num_batches)
-        if spoken is None:
-            return documents(num_batches)
+        if spoken is None or written is None:
+            [only] = [each for each in (spoken, written) if each is not None]
+            return only(sequence_tokens, rows_per_batch, num_batches, seed)
         # One more than its share: where a share falls between two batches, either may be drawn.
-        of_blend = round(num_batches * (1 - conversation_share)) + 1
-        first = conversations(num_batches - of_blend + 1)
-        return Proportion(first, documents(of_blend), conversation_share)
+        num_written = round(num_batches * (1 - conversation_share)) + 1
+        num_spoken = num_batches - num_written + 1
+        return Proportion(
+            spoken(sequence_tokens, rows_per_batch, num_spoken, seed),
+            written(sequence_tokens, rows_per_batch, num_written, seed),
+            conversation_share,
+        )
 
     return source
 
 
-class _Conversations:
-    """Conversations of a file in an order of their own, tokenised as far as they are asked for."""
+def _conversations(path: Path, tokenizer: Tokenizer) -> TextSource:
+    nested = path / "data" / "train.jsonl"
+    file = nested if nested.is_file() else path
+    if not file.is_file():
+        raise ConfigError(f"{path}: neither a JSONL file nor a folder with data/train.jsonl")
+    records = list(read_records([file], Refusals(strict=True)))
+    if not records:
+        raise DataError(f"{file}: holds no conversations; give text to measure on")
+    samples = _Samples(records, lambda part: build_samples(part, tokenizer, _LONGEST).samples)
 
-    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
-        nested = path / "data" / "train.jsonl"
-        file = nested if nested.is_file() else path
-        if not file.is_file():
-            raise ConfigError(f"{path}: neither a JSONL file nor a folder with data/train.jsonl")
-        self._records = list(read_records([file], Refusals(strict=True)))
-        if not self._records:
-            raise DataError(f"{file}: holds no conversations; give text to measure on")
-        random.Random(0).shuffle(self._records)
-        self._tokenizer = tokenizer
+    def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
+        tokens_per_batch = sequence_tokens * rows_per_batch
+        found = samples.first(num_batches * tokens_per_batch)
+        short = [sample for sample in found if len(sample.ids) <= sequence_tokens]
+        if not short:
+            raise DataError(f"no conversation has at most {sequence_tokens} tokens; allow more")
+        return _packed(short, tokens_per_batch, seed)
+
+    return source
+
+
+def _documents(path: Path, tokenizer: Tokenizer) -> TextSource:
+    by_category = {"": [path]} if path.is_file() else document_files([path], "train")
+    files = [file for category in by_category.values() for file in category]
+    records = [record for record in read_documents(files) if record["text"]]
+    if not records:
+        raise DataError(f"{path}: holds no documents; give text to measure on")
+
+    def tokenise(part: Sequence[Mapping[str, Any]]) -> list[Sample]:
+        texts = [record["text"] for record in part]
+        found = ([*ids, tokenizer.eos_id] for ids in tokenizer.encode_plain_batch(texts))
+        return [Sample(ids, [1.0] * len(ids)) for ids in found]
+
+    samples = _Samples(records, tokenise)
+
+    def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
+        tokens_per_batch = sequence_tokens * rows_per_batch
+        pieces = [
+            Sample(ids[start : start + sequence_tokens], weights[start : start + sequence_tokens])
+            for ids, weights in samples.first(num_batches * tokens_per_batch)
+            for start in range(0, len(ids), sequence_tokens)
+        ]
+        return _packed(pieces, tokens_per_batch, seed)
+
+    return source
+
+
+def _blend(path: Path, tokenizer: Tokenizer, tokenizer_from: Path) -> TextSource:
+    vocab_size = Blend.read(path).vocab_size
+    if vocab_size != tokenizer.vocab_size:
+        raise ConfigError(
+            f"{path} was tokenised with {vocab_size} ids, the model of {tokenizer_from} has "
+            f"{tokenizer.vocab_size}: give a blend of the model's tokenizer"
+        )
+
+    def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
+        return BlendLoader(
+            path,
+            total_tokens=num_batches * sequence_tokens * rows_per_batch,
+            sequence_tokens=sequence_tokens,
+            rows_per_batch=rows_per_batch,
+            seed=seed,
+        )
+
+    return source
+
+
+def _packed(samples: Sequence[Sample], tokens_per_batch: int, seed: int) -> Batches:
+    """Return endless batches of one packed row."""
+    lengths = [len(sample.ids) for sample in samples]
+    return EpochBatches(
+        lengths, tokens_per_batch, seed, lambda group: pack([samples[index] for index in group])
+    )
+
+
+class _Samples:
+    """Records in an order of their own, tokenised as far as they are asked for."""
+
+    def __init__(
+        self, records: list[dict[str, Any]], tokenise: Callable[[list[dict]], list[Sample]]
+    ) -> None:
+        random.Random(0).shuffle(records)
+        self._records, self._tokenise = records, tokenise
         self._samples: list[Sample] = []
         self._num_read = self._num_tokens = 0
 
-    def samples(self, num_tokens: int) -> list[Sample]:
+    def first(self, num_tokens: int) -> list[Sample]:
         """Return the first samples that hold so many tokens, or all."""
         while self._num_tokens < num_tokens and self._num_read < len(self._records):
             part = self._records[self._num_read : self._num_read + _READ_AT_ONCE]
-            found = build_samples(part, self._tokenizer, _LONGEST).samples
+            found = self._tokenise(part)
             self._samples += found
             self._num_tokens += sum(len(sample.ids) for sample in found)
             self._num_read += len(part)

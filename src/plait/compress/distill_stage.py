@@ -1,8 +1,9 @@
 """The stage `distill`: a student learns from its teacher, sequences getting longer in phases.
 
-Reads `student` and `teacher` (run folders or model directories) and text: `conversations`, `blend`
-or both, in a fixed proportion of tokens. Writes `model/`. The text reaches this module as a
-function, because conversations are read by another room: `cli/distill` has the stage's `run`.
+Reads `student` and `teacher` (run folders or model directories) and text: `conversations`, and
+`documents` or a `blend` of them, in a fixed proportion of tokens. Writes `model/`. The text reaches
+this module as a function, because conversations are read by another room: `cli/distill` has the
+stage's `run`.
 """
 
 from collections.abc import Callable

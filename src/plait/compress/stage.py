@@ -7,8 +7,8 @@
     heal       the best few, each better than the others in KL or in speed, are distilled briefly
     choose     the least KL then; cut from the parent as it was and written         model/
 
-Reads `model` and text (`conversations`, `blend` or both, as `distill`). Long steps leave their
-results in the folder, so that an interrupted run goes on; the parent is only read.
+Reads `model` and text (`conversations`, and `documents` or a `blend`, as `distill`). Long steps
+leave their results in the folder, so that an interrupted run goes on; the parent is only read.
 """
 
 from collections.abc import Sequence
