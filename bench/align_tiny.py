@@ -43,10 +43,11 @@ def train(given: Path, out: Path, seed: int) -> dict[str, Path]:
     """Run the stages and the controls of one seed; return every checkpoint by name."""
     folders = {"pretrain": given / "04_pretrain"}
     for key in TRAINED:
-        for control, change in CONTROLS.get(key, {}).items():
+        folders[key] = run_stage(stages_of(seed)[key], out, folders)
+    for key, controls in CONTROLS.items():
+        for control, change in controls.items():
             stage = stages_of(seed, f"{key}.{change}")[key]
             folders[f"{key}.{control}"] = run_stage(stage, out / control, folders)
-        folders[key] = run_stage(stages_of(seed)[key], out, folders)
     del folders["pretrain"]
     return folders
 

@@ -125,8 +125,8 @@ class ChainItem(NamedTuple):
 
     @property
     def answer(self) -> str:
-        """The final message."""
-        return f"Answer: {self.running[-1]}"
+        """The final message; of `last` the whole line, which names the card beside its digit."""
+        return f"Answer: {self.trace[-1] if self.family == 'last' else self.running[-1]}"
 
 
 def split_of(item: ChainItem) -> Split:
