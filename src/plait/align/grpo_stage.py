@@ -123,8 +123,8 @@ def _prompts(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Return the prompts to learn from and those held out."""
     seed = mix_seed(settings.seed, "tasks")
-    records: list[Mapping[str, Any]] = [*read_records(existing_files(settings.files), refusals)]
-    tests: list[Mapping[str, Any]] = [*read_records(existing_files(settings.test_files), refusals)]
+    records: list[Mapping[str, Any]] = [*read_records(settings.files, refusals)]
+    tests: list[Mapping[str, Any]] = [*read_records(settings.test_files, refusals)]
     records += settings.train_questions(seed)
     tests += settings.held_out_questions(seed)
     limit = settings.max_prompt_tokens

@@ -78,7 +78,7 @@ def run(settings: MergeSettings, inputs: dict[str, Path], out: Path) -> dict[str
     with session(settings.num_threads), pool:
         tokenizer = Tokenizer.from_directory(model_directory(a))
         refusals = Refusals(settings.strict)
-        records = read_records(settings.files_read(), refusals)
+        records = read_records(settings.files, refusals)
         prompts = build_prompts(records, tokenizer, 2**31, refusals)
         refusals.report(out / "data" / "refused.txt")
         alphas = track(list(settings.alphas), "merge", unit="alphas")

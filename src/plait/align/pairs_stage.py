@@ -81,7 +81,7 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
         tokenizer = Tokenizer.from_directory(model_directory(source))
         engine = settings.engine(load_masters(source), tokenizer)
         refusals = Refusals(settings.strict)
-        records = list(read_records(settings.files_read(), refusals))
+        records = list(read_records(settings.files, refusals))
         records += settings.train_questions(mix_seed(settings.seed, "tasks"))
         limit, judged = settings.max_prompt_tokens, "reward" not in inputs
         prompts = build_prompts(records, tokenizer, limit, refusals, judged)

@@ -1,6 +1,6 @@
-"""What users hand in: JSONL (or parquet) rows, the bad ones counted and named instead of fatal.
+"""What users hand in: rows of files, the bad ones counted and named instead of fatal.
 
-    conversations   {"messages": [...], "tools": [...]}
+    conversations   {"messages": [...], "tools": [...]}, or {"prompt": ..., "completion": ...}
     preferences     {"prompt": ..., "chosen": ..., "rejected": ...}
     prompts         {"prompt": ..., "verifier": "number", "reference": "7"}
 
@@ -8,8 +8,13 @@ These are the field names of TRL and of the data sets on the hub. A side of a pr
 text or a list of messages; without `prompt`, what both sides begin with is the prompt. A row that
 cannot be used is left out and named by file and line, so one bad row among a million does not cost
 the run; `strict` makes the first one an error.
+
+Files are JSONL (also .gz), parquet or Arrow, or a folder of such files, as a data set downloaded or
+saved by `datasets` is. One of a public set has the set's form in front: "xlam:data/xlam.jsonl" (see
+`public_sets`).
 """
 
+import gzip
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plait.align.public_sets import FORMS, converted
 from plait.core.artifact import write_atomic
+from plait.core.config import nearest
 from plait.core.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +33,8 @@ Record = Mapping[str, Any]
 Message = Mapping[str, Any]
 
 NUM_SHOWN = 3
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
+"""Of the files that are read where a folder is given."""
 
 
 class Refusals:
@@ -66,50 +75,84 @@ class Refusals:
 
 
 def existing_files(names: Iterable[str]) -> list[Path]:
-    """Return the user's files.
+    """Return the user's files, those of a folder in the order of their names.
 
-    Raises: ConfigError for one that does not exist.
+    Raises: ConfigError for one that does not exist, a folder without files of rows, or an unknown
+    form.
     """
-    paths = [Path(name).expanduser() for name in names]
-    for path in paths:
-        if not path.is_file():
-            raise ConfigError(f"files: {path} does not exist (from {Path.cwd()})")
-    return paths
+    return [path for name in names for path in _files_of(name)[1]]
 
 
-def read_records(files: Iterable[Path], refusals: Refusals) -> Iterator[dict[str, Any]]:
-    """Yield the rows of JSONL or parquet files as objects whose `id` is file and line.
+def _files_of(name: str | Path) -> tuple[str, list[Path]]:
+    """Return the form that is written in front of a name, "" if none is, and its files."""
+    form, colon, rest = str(name).partition(":")
+    path = Path(name).expanduser()
+    if colon and not path.exists():
+        path = Path(rest).expanduser()
+        if form not in FORMS:
+            raise ConfigError(f"files: {name}: unknown form {form!r}; {nearest(form, list(FORMS))}")
+    else:
+        form = ""
+    if path.is_file():
+        return form, [path]
+    if not path.is_dir():
+        raise ConfigError(f"files: {path} does not exist (from {Path.cwd()})")
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+    if (path / "state.json").exists():  # saved by datasets; its json files are no rows
+        files = [file for file in files if file.suffix == ".arrow"]
+    if not files:
+        raise ConfigError(f"files: {path} holds no file that ends with {', '.join(SUFFIXES)}")
+    return form, files
 
-    Raises: DataError for a file that cannot be read, or for a bad row if strict.
+
+def read_records(names: Iterable[str | Path], refusals: Refusals) -> Iterator[dict[str, Any]]:
+    """Yield the rows of files as records whose `id` is file and line.
+
+    Rows of a public set that do not serve are left out silently.
+    Raises: ConfigError as `existing_files`; DataError for a file that cannot be read, or for a bad
+    row if strict.
     """
-    for file in files:
-        rows = _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
-        for number, row in enumerate(rows, 1):
-            name = f"{file}, line {number}"
-            with refusals.row():
-                yield {**_as_object(row, name), "id": name}
+    for name in names:
+        form, files = _files_of(name)
+        for file in files:
+            for number, row in enumerate(_rows(file), 1):
+                place = f"{file}, line {number}"
+                with refusals.row():
+                    record = {**_as_object(row, place), "id": place}
+                    if form and (record := converted(form, record)) is None:
+                        continue
+                    yield {**record, "id": place}
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    if file.suffix in (".parquet", ".arrow"):
+        return _columnar_rows(file)
+    return _json_rows(file)
 
 
 def _json_rows(file: Path) -> Iterator[bytes]:
     try:
-        lines = file.open("rb")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-    with lines:
-        yield from lines
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            yield from lines
+    except (OSError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
 
 
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _columnar_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        from pyarrow import ArrowException
+        from pyarrow import ArrowException, ipc, memory_map
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ConfigError(f"{file}: parquet needs pyarrow: pip install 'plait[data]'") from None
+        raise ConfigError(f"{file}: needs pyarrow: pip install 'plait[data]'") from None
     try:
-        for batch in ParquetFile(file).iter_batches():
+        if file.suffix == ".parquet":
+            batches = ParquetFile(file).iter_batches()
+        else:
+            batches = iter(ipc.open_stream(memory_map(str(file))))
+        for batch in batches:
             yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable parquet file: {error}") from None
+        raise DataError(f"{file}: not readable: {error}") from None
 
 
 def _as_object(row: bytes | dict[str, Any], name: str) -> dict[str, Any]:
@@ -137,6 +180,19 @@ def messages_under(record: Record, key: str) -> list[Message]:
     if not value or not all(isinstance(m, Mapping) and m.get("role") for m in value):
         raise DataError(f"{name}: `{key}` holds messages, objects with role and content")
     return value
+
+
+def conversation_messages(record: Record) -> list[Message]:
+    """Return the messages of a conversation, given as `messages` or as prompt and completion.
+
+    Raises: DataError naming the record if there are none.
+    """
+    if "messages" in record or "completion" not in record:
+        return messages_under(record, "messages")
+    completion = record["completion"]
+    if isinstance(completion, str):
+        return [*prompt_messages(record), {"role": "assistant", "content": completion}]
+    return [*prompt_messages(record), *messages_under(record, "completion")]
 
 
 def prompt_messages(record: Record) -> list[Message]:

@@ -1,14 +1,17 @@
+import gzip
 import json
 
 import pytest
 
 from plait.align.records import (
     Refusals,
+    conversation_messages,
+    existing_files,
     preference_sides,
     prompt_messages,
     read_records,
 )
-from plait.core.errors import DataError
+from plait.core.errors import ConfigError, DataError
 
 
 def user(text):
@@ -38,7 +41,7 @@ def test_bad_rows_are_named_by_file_and_line_and_the_rest_is_read(tmp_path, capl
     assert "3 rows refused" in caplog.text
     with pytest.raises(DataError, match="line 2: not JSON"):
         list(read_records([file], Refusals(strict=True)))
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.jsonl does not exist"):
         list(read_records([tmp_path / "none.jsonl"], refusals))
 
 
@@ -53,8 +56,55 @@ def test_parquet_as_data_sets_come_from_the_hub(tmp_path):
     assert first["tools"] == "t"
     assert "tools" not in second
     (tmp_path / "bad.parquet").write_bytes(b"no")
-    with pytest.raises(DataError, match="not a readable parquet file"):
+    with pytest.raises(DataError, match=r"bad\.parquet: not readable"):
         list(read_records([tmp_path / "bad.parquet"], Refusals()))
+
+
+def test_folders_compressed_lines_and_public_sets(tmp_path):
+    query = {"id": 1, "query": "Hi", "tools": "[]", "answers": "[]"}
+    folder = tmp_path / "xlam"
+    folder.mkdir()
+    for name, rows in (("b.jsonl", [query, {"text": "other"}]), ("a.jsonl.gz", [query])):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        data = gzip.compress(text.encode()) if name.endswith("gz") else text.encode()
+        (folder / name).write_bytes(data)
+    (folder / "README.md").write_text("no rows")
+    names = [file.name for file in existing_files([f"xlam:{folder}"])]
+    assert names == ["a.jsonl.gz", "b.jsonl"]
+    refusals = Refusals()
+    rows = list(read_records([f"xlam:{folder}"], refusals))
+    assert [row["messages"][0]["content"] for row in rows] == ["Hi", "Hi"]
+    assert [row["id"].rpartition("/")[2] for row in rows] == [
+        "a.jsonl.gz, line 1",
+        "b.jsonl, line 1",
+    ]
+    assert "b.jsonl, line 2: not of the form xlam" in refusals.reasons[0]
+    with pytest.raises(ConfigError, match=r"unknown form 'xlm'; did you mean 'xlam'"):
+        existing_files([f"xlm:{folder}"])
+    (folder / "a.jsonl.gz").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz: cannot be read"):
+        list(read_records([str(folder)], refusals))
+
+
+def test_what_datasets_saved_is_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [{"messages": [user("Hi"), assistant("Ho")]}, {"messages": [user("A")]}]
+    table = pyarrow.Table.from_pylist(rows)
+    path = tmp_path / "data-00000-of-00001.arrow"
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+    (tmp_path / "state.json").write_text("{}")
+    found = list(read_records([tmp_path], Refusals(strict=True)))
+    assert [row["messages"] for row in found] == [row["messages"] for row in rows]
+
+
+def test_prompt_and_completion_are_a_conversation_too():
+    text = {"prompt": "Hi", "completion": "Ho"}
+    turns = {"prompt": [user("Hi")], "completion": [assistant("Ho")]}
+    for record in (text, turns, {"messages": [user("Hi"), assistant("Ho")]}):
+        assert conversation_messages(record) == [user("Hi"), assistant("Ho")]
+    with pytest.raises(DataError, match="needs a list of messages under `messages`"):
+        conversation_messages({"prompt": "Hi"})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Conversations to training samples.
 
-A conversation (`messages`, optional `tools`) becomes one sample per assistant turn. The sample's
-prompt is what a server would render before that turn, with the traces of earlier turns dropped as
-the template drops them; its completion is the turn itself, trace included. The two are tokenised
+A conversation (`messages`, or `prompt` and `completion`; optional `tools`) becomes one sample per
+assistant turn. The sample's prompt is what a server would render before that turn, with the traces
+of earlier turns dropped as the template drops them; its completion is the turn itself, trace
+included. The two are tokenised
 apart, so training sees exactly the ids that generation will see, and only the completion carries
 loss weight. A turn with `reasoning_content`, even an empty one, is a turn with thinking on; a turn
 without is one with thinking off.
@@ -11,7 +12,7 @@ without is one with thinking off.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from plait.align.records import Refusals, messages_under
+from plait.align.records import Refusals, conversation_messages
 from plait.core.errors import DataError, RequestError
 from plait.data.pack import Sample
 from plait.data.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ def samples_of(conversation: Conversation, tokenizer: Tokenizer) -> list[Sample]
     rendered.
     """
     name = conversation.get("id", "a conversation")
-    messages = messages_under(conversation, "messages")
+    messages = conversation_messages(conversation)
     turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     if not turns:
         raise DataError(f"{name}: no assistant turn, so nothing to learn; remove it")

@@ -86,7 +86,7 @@ def _prepare(
     """Write the data that this run learns from and is tested on, and tokenise the former."""
     conversations: list[Mapping[str, Any]] = []
     seed = mix_seed(settings.seed, "tasks")
-    conversations += read_records(settings.files_read(), refusals)
+    conversations += read_records(settings.files, refusals)
     conversations += settings.train_conversations(seed)
     questions = list(settings.held_out_questions(seed))
     check_disjoint(conversations, questions)

@@ -84,12 +84,12 @@ class EpochSettings(TuneSettings):
         return self.schedule_of(max(1, round(num_batches * self.num_epochs / self.accumulation)))
 
 
-def preference_files(settings: TuneSettings, inputs: Mapping[str, Path]) -> list[Path]:
+def preference_files(settings: TuneSettings, inputs: Mapping[str, Path]) -> list[str | Path]:
     """Return the user's files of preferences, and that of an earlier stage `pairs`.
 
     Raises: ConfigError if there is none.
     """
-    files = settings.files_read()
+    files: list[str | Path] = [*settings.files]
     if "pairs" in inputs:
         files.append(inputs["pairs"] / PAIRS_FILE)
     if not files:
