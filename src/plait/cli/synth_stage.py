@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from plait.core.config import nearest
+from plait.core.errors import ConfigError
 from plait.core.recipe import inputs_of
 from plait.data.documents import document_files, read_documents
 from plait.data.tokenizer import Tokenizer
@@ -39,6 +41,12 @@ def _documents(folders: list[Path], categories: tuple[str, ...]) -> Iterator[dic
     if not folders:
         return
     files = document_files(folders, "train")
+    for name in categories:
+        if name not in files:
+            raise ConfigError(
+                f"categories: {', '.join(map(str, folders))}: no documents of category {name!r}; "
+                + nearest(name, list(files))
+            )
     for category, found in files.items():
         if not categories or category in categories:
             yield from read_documents(found)

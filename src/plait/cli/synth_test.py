@@ -8,6 +8,7 @@ import pytest
 from plait.cli.main import app
 from plait.cli.run import run_recipe
 from plait.cli.synth_stage import sources_of
+from plait.core.errors import ConfigError
 from plait.core.run_folder import read_manifest
 from plait.data.blend import Blend
 from plait.data.train_tokenizer import train_tokenizer
@@ -80,3 +81,6 @@ def test_sources_know_tokens_languages_and_syntax(curated, tmp_path):
     assert sources.parses("python", "def f(x):\n    return x") is True
     assert sources.parses("python", "def f(x:\n    return x") is False
     assert sources_of(settings, {}, tmp_path).num_tokens("x" * 10) == 3
+    wrong = settings.model_copy(update={"categories": ("wbe",)})
+    with pytest.raises(ConfigError, match="no documents of category 'wbe'; did you mean 'web'"):
+        next(sources_of(wrong, inputs, tmp_path).documents())

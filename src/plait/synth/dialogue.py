@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from plait.core.errors import ConfigError
+from pydantic import field_validator
+
+from plait.core.config import nearest
 from plait.core.seed import mix_seed
 from plait.synth.chunks import chunks
 from plait.synth.client import Unusable
@@ -36,12 +38,13 @@ class DialogueSettings(SynthSettings):
     min_turns: PositiveInt = 4
     """Our choice."""
 
-    def files_read(self):
-        """Return the user's files. Raises: ConfigError for unknown styles and missing files."""
-        unknown = set(self.styles) - set(table("dialogue_styles"))
-        if unknown:
-            raise ConfigError(f"styles: no {sorted(unknown)}; {sorted(table('dialogue_styles'))}")
-        return super().files_read()
+    @field_validator("styles")
+    @classmethod
+    def _are_known(cls, styles: tuple[str, ...]) -> tuple[str, ...]:
+        for style in styles:
+            if style not in table("dialogue_styles"):
+                raise ValueError(f"no {style!r}; {nearest(style, list(table('dialogue_styles')))}")
+        return styles
 
 
 class Chunk(NamedTuple):

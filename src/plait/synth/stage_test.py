@@ -204,8 +204,14 @@ def test_a_killed_run_repeats_no_finished_call(tmp_path):
             {"generator": "stem", "endpoints": {"wirter": {"url": "http://x/v1", "model": "m"}}},
             "no role 'wirter'; did you mean 'writer'",
         ),
-        ({"generator": "dialogue", "styles": ["opera"]}, "no .'opera'."),
-        ({"generator": "translate", "languages": ["xx"]}, "no .'xx'.; allowed"),
+        (
+            {"generator": "dialogue", "styles": ["opera"]},
+            "key 'styles': no 'opera'; allowed: debate",
+        ),
+        (
+            {"generator": "translate", "languages": ["xx"]},
+            "key 'languages': no 'xx'; allowed: ar, zh",
+        ),
         ({"generator": "stem", "files": ["./none.jsonl"]}, "does not exist"),
     ],
 )

@@ -10,9 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
-from plait.core.errors import ConfigError
 from plait.synth.client import Unusable
 from plait.synth.pipeline import Pipeline, together
 from plait.synth.prompts import render, table
@@ -44,12 +43,13 @@ class TranslateSettings(SynthSettings):
     """A line that comes back more than so many times as long, or shorter by as much, is no
     translation. Our choice."""
 
-    def files_read(self):
-        """Return the user's files. Raises: ConfigError for unknown languages, missing files."""
-        unknown = sorted(set(self.languages) - set(table("languages")))
-        if unknown:
-            raise ConfigError(f"languages: no {unknown}; allowed: {sorted(table('languages'))}")
-        return super().files_read()
+    @field_validator("languages")
+    @classmethod
+    def _are_known(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
+        for code in languages:
+            if code not in table("languages"):
+                raise ValueError(f"no {code!r}; allowed: {', '.join(table('languages'))}")
+        return languages
 
 
 class Conversation(BaseModel):
