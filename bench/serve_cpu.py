@@ -1,17 +1,18 @@
 """The engine on a processor, beside transformers' NemotronH of the same weights in bfloat16.
 
     overhead   share of an engine's decode step that is not the model's forward, batch 1 and 8
+    profile    what takes the time of a decode step
     decode     tokens/s at context 512, batch 1 and 8, greedy
     prefill    tokens/s of a prompt of 4,096 tokens, its first output token included
     chat       time to the first token of the last of 20 turns, with and without prefix reuse
 
 Both sides run in one process, turn by turn, with the same number of threads; medians of rounds, and
 a ratio is the median of the rounds' ratios. With one thread, processor time is taken, which other
-programs on the machine disturb least. ~100M hybrid with the 9B's P = 80 and G = 8.
+programs on the machine disturb least. `--shape 1B` needs 10 GiB.
 
 Targets: overhead <= 5 % and <= 2 %, decode >= 1.5x, prefill >= 1.5x, chat <= 0.2x.
 
-    .venv/bin/python bench/serve_cpu.py [--quick] [--rounds N] [--threads N] [--out FILE]
+    .venv/bin/python bench/serve_cpu.py [--shape 100M|1B|quick] [--only ROWS] [--out FILE]
 """
 
 import argparse
@@ -30,7 +31,21 @@ from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
 from plait.model.lm import HybridLM
 
-SHAPE = LARGE | {"mamba_head_dim": 80}
+SHAPES = {
+    "100M": LARGE | {"mamba_head_dim": 80},
+    "1B": LARGE
+    | {
+        "mamba_head_dim": 80,
+        "mamba_num_heads": 56,
+        "hidden_size": 2048,
+        "intermediate_size": 7168,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 3,
+        "vocab_size": 32768,
+    },
+    "quick": QUICK.prefill,
+}
+"""Hybrids with the 9B's head width P = 80, groups G = 8 and proportions."""
 NUM_TURNS, TURN_TOKENS, REPLY_TOKENS, SYSTEM_TOKENS = 20, 60, 100, 300
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 
@@ -112,6 +127,21 @@ def overhead_row(model: HybridLM, batch: int, context: int, steps: int) -> str:
         f"| overhead, batch {batch} | {statistics.median(durations) * 1e3:.2f} ms a step "
         f"| {statistics.median(shares):.1%} is not the forward |"
     )
+
+
+def profile_row(model: HybridLM, batch: int, context: int, steps: int) -> str:
+    """Say where the time of a decode step goes: the largest shares of processor time."""
+    engine = make_engine(model, prefix_cache=False)
+    start_decoding(engine, batch, context)
+    for num_steps in (1, steps):  # starting to profile takes time that lands on the first one
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(num_steps):
+                engine.step()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    total = sum(times.values())
+    largest = sorted(times, key=lambda name: -times[name])[:6]
+    shares = ", ".join(f"{name} {times[name] / total:.0%}" for name in largest)
+    return f"| profile, batch {batch} | {shares} | |"
 
 
 def decodes(
@@ -201,17 +231,18 @@ def rate_row(name: str, num_tokens: int, times: tuple[list[float], list[float]])
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--shape", choices=SHAPES, default="100M", help="quick: does it run?")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=32, help="decode steps of a round")
-    parser.add_argument("--only", default="overhead,decode,prefill,chat")
+    parser.add_argument("--prompt", type=int, default=4096, help="tokens of the prompt to read")
+    parser.add_argument("--only", default="overhead,profile,decode,prefill,chat")
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    context, prompt = (64, 96) if options.quick else (512, 4096)
+    context, prompt = (64, 96) if options.shape == "quick" else (512, options.prompt)
     steps = options.steps
-    model = build(QUICK.prefill if options.quick else SHAPE)
+    model = build(SHAPES[options.shape])
     only = options.only.split(",")
     theirs = None
     if {"decode", "prefill"} & set(only):
@@ -230,6 +261,8 @@ def main() -> None:
     for batch in (1, 8):
         if "overhead" in only:
             add(overhead_row(model, batch, context, 2 * steps))
+        if "profile" in only:
+            add(profile_row(model, batch, context, steps))
         if "decode" in only:
             pair = decodes(model, theirs, batch, context, steps)
             times = duel(*pair, options.rounds)
