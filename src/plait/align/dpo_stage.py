@@ -1,21 +1,23 @@
 """The stage `dpo`: learn from pairs which of two answers is preferred, without a reward model.
 
 Reads `model` and preferences (`prompt, chosen, rejected`) from JSONL files, from an earlier stage
-`pairs`, or both. The reference is the model as it came in: what it says of every answer is computed
-once before training, so no second model stays in memory. Writes `model/` and `data/refused.txt` if
-rows were refused.
+`pairs`, or both; or, with `rounds`, samples them itself, anew in each round. The reference is the
+model as it came in: what it says of every answer is computed once before training, so no second
+model stays in memory. Writes `model/` and `data/refused.txt` if rows were refused.
 
 The report tunes tool use this way, on pairs of the current model's own successes and failures
 (section 3.2); it gives neither beta nor rates, so the defaults are those of public recipes.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from plait.align.dpo_rounds import RoundsSettings, run_rounds
 from plait.align.losses import dpo_losses
 from plait.align.preference import (
     PairBatch,
@@ -46,6 +48,22 @@ class DpoSettings(EpochSettings):
     """How strongly a pair may pull away from the reference; smaller pulls further."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an additional loss: negative log-likelihood of the chosen answer, per token."""
+    rounds: RoundsSettings | None = None
+    """Pairs that each round samples from the model as it then is; see `dpo_rounds`. None learns
+    from given pairs once."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DpoSettings":
+        if self.rounds is not None and self.files:
+            raise ValueError(
+                "rounds: make their own pairs; leave `files` out, or put prompts into rounds.files"
+            )
+        return self
+
+    def files_read(self) -> list[Path]:
+        """Return the user's files."""
+        own = self.rounds.files_read() if self.rounds else []
+        return super().files_read() + own
 
 
 def run(settings: DpoSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
@@ -53,19 +71,26 @@ def run(settings: DpoSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
 
     Raises: ConfigError for a file that does not exist; DataError if no row can be used.
     """
-    source = inputs["model"]
     with session(settings.num_threads):
-        model = load_for_tuning(source, settings)
-        tokenizer = Tokenizer.from_directory(model_directory(source))
-        refusals = Refusals(settings.strict)
-        records = read_records(preference_files(settings, inputs), refusals)
-        data = build_pairs(records, tokenizer, settings.tokens_per_batch, refusals)
-        refusals.report(out / "data" / "refused.txt")
-        reference = reference_logprobs(model, data.pairs, settings.tokens_per_batch)
-        batches = PairBatches(data.pairs, settings.tokens_per_batch, settings.seed, reference)
-        loss = partial(dpo_loss, beta=settings.beta, sft_weight=settings.sft_weight)
-        schedule = settings.schedule(batches.num_batches)
-        result = tune(model, batches, loss, settings, schedule, "dpo", source, out)
+        if settings.rounds is None:
+            return learn_pairs(settings, inputs, out)
+        return run_rounds(settings.rounds, inputs, out, partial(learn_pairs, settings))
+
+
+def learn_pairs(settings: DpoSettings, inputs: Mapping[str, Path], out: Path) -> dict[str, float]:
+    """Tune on given preferences once."""
+    source = inputs["model"]
+    model = load_for_tuning(source, settings)
+    tokenizer = Tokenizer.from_directory(model_directory(source))
+    refusals = Refusals(settings.strict)
+    records = read_records(preference_files(settings.files, inputs), refusals)
+    data = build_pairs(records, tokenizer, settings.tokens_per_batch, refusals)
+    refusals.report(out / "data" / "refused.txt")
+    reference = reference_logprobs(model, data.pairs, settings.tokens_per_batch)
+    batches = PairBatches(data.pairs, settings.tokens_per_batch, settings.seed, reference)
+    loss = partial(dpo_loss, beta=settings.beta, sft_weight=settings.sft_weight)
+    schedule = settings.schedule(batches.num_batches)
+    result = tune(model, batches, loss, settings, schedule, "dpo", source, out)
     return training_metrics(result) | {
         "pairs": float(len(data.pairs)),
         "pairs_too_long": float(data.num_too_long),

@@ -3,13 +3,17 @@
 Reads `model`, JSONL files of prompts (`prompt, verifier, reference`), and optionally `reward`, a
 reward model that judges instead of verifiers. Answers are sampled from the weights being trained,
 with and without thinking, by the engine that serves them. Writes `model/`, `rollouts/` with what
-was sampled, and scores on held-out prompts (`test_files`) into metrics.jsonl.
+was sampled, and scores on held-out prompts (`test_files`) into metrics.jsonl. A reward model is
+exploited sooner or later: the reward goes on rising while what it stands for falls. `gold` shows
+that and `choose_step` stops before it.
 
 The report uses this for instruction following (rule verifier) and for human preference (reward
 model; rollouts with and without a trace; section 3.2). It gives no sizes or rates.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,17 +22,21 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from plait.align.grpo import PolicySettings, RolloutBatches, policy_loss
-from plait.align.judge import judge_of
-from plait.align.records import Refusals, existing_files, read_records
-from plait.align.rollout import (
-    Judge,
-    Prompt,
-    RolloutSettings,
-    build_prompts,
-    sample_groups,
+from plait.align.held_out import halves, held_out_scores
+from plait.align.judge import judge_of, verifier_judge
+from plait.align.prompts import check_apart, gather_prompts
+from plait.align.records import Refusals, existing_files
+from plait.align.rollout import Prompt, RolloutSettings
+from plait.align.sampling import Judge, sample_groups
+from plait.align.tune import (
+    TuneSettings,
+    load_for_tuning,
+    training_metrics,
+    tune,
+    write_tuned,
 )
-from plait.align.tune import TuneSettings, load_for_tuning, training_metrics, tune
 from plait.align.verify import VerifierPool
+from plait.core.artifact import write_json
 from plait.core.errors import ConfigError
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
@@ -58,13 +66,17 @@ class GrpoSettings(TuneSettings, RolloutSettings):
     """Newest files of rollouts kept; a run stopped in mid-round goes on from one."""
     policy: PolicySettings = PolicySettings()
     """The objective."""
+    gold: bool = False
+    """With a reward model: let the prompts' verifiers score held-out answers too. That is what the
+    reward stands for, and it falls where the reward is exploited."""
+    choose_step: bool = False
+    """True writes the model of the evaluated step that is best on half of the held-out prompts, by
+    gold score if there is one; scores are reported on the other half. False writes the last."""
 
     @model_validator(mode="after")
     def _has_data(self) -> "GrpoSettings":
         if not self.generates and not self.files:
-            raise ValueError(
-                "needs data: a list `files`, or a table `chains`, `instructions` or `tool_calls`"
-            )
+            raise ValueError("needs data: a list `files`, or a table of generated tasks")
         return self
 
     def files_read(self) -> list[Path]:
@@ -86,12 +98,22 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         model = load_for_tuning(source, settings)
         tokenizer = Tokenizer.from_directory(model_directory(source))
         engine = settings.engine(model, tokenizer)
-        verified = "reward" not in inputs
-        judge = judge_of(inputs, pool)
         refusals = Refusals(settings.strict)
-        prompts, tests = _prompts(settings, tokenizer, refusals, verified)
+        gather = partial(
+            gather_prompts,
+            settings=settings,
+            seed=settings.seed,
+            source=source,
+            refusals=refusals,
+            verified="reward" not in inputs or settings.gold,
+        )
+        prompts = gather("train", files=settings.files)
+        tests = gather("test", files=settings.test_files)
+        check_apart(prompts, tests)
         refusals.report(out / "data" / "refused.txt")
-        sampler = _Sampler(settings, engine, judge, prompts, tests)
+        sampler = _Sampler(settings, engine, judge_of(inputs, pool), prompts)
+        gold = verifier_judge(pool) if settings.gold else None
+        examiner = _Examiner(settings, engine, sampler.judge, gold, tests, source, out)
         reference = None
         if settings.policy.kl_weight != 0:
             reference = set_precision(load_masters(source), settings.precision)
@@ -106,86 +128,47 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         )
         loss = partial(policy_loss, settings=settings.policy)
         schedule = settings.schedule_of(settings.num_steps)
-        evaluate = sampler.evaluate if tests else None
+        evaluate = examiner.evaluate if tests else None
         result = tune(
             model, batches, loss, settings, schedule, "grpo", source, out, evaluate=evaluate
         )
     metrics = training_metrics(result) | {"prompts": float(len(prompts))}
     metrics["rows_refused"] = float(len(refusals.reasons))
-    for when, step in (("before", 0), ("after", result.position.step)):
+    chosen = result.position.step
+    if settings.choose_step and tests:
+        chosen = examiner.restore_best()
+        metrics["chosen_step"] = float(chosen)
+        last = result.evaluations[result.position.step]
+        metrics |= {f"last.{name}": value for name, value in last.items()}
+    for when, step in (("before", 0), ("after", chosen)):
         scores = result.evaluations.get(step, {})
         metrics |= {f"{when}.{name}": value for name, value in scores.items()}
     return metrics
 
 
-def _prompts(
-    settings: GrpoSettings, tokenizer: Tokenizer, refusals: Refusals, verified: bool
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Return the prompts to learn from and those held out."""
-    seed = mix_seed(settings.seed, "tasks")
-    records: list[Mapping[str, Any]] = [*read_records(settings.files, refusals)]
-    tests: list[Mapping[str, Any]] = [*read_records(settings.test_files, refusals)]
-    records += settings.train_questions(seed)
-    tests += settings.held_out_questions(seed)
-    limit = settings.max_prompt_tokens
-    prompts = build_prompts(records, tokenizer, limit, refusals, verified)
-    held_out = build_prompts(tests, tokenizer, limit, refusals, verified) if tests else []
-    return prompts, held_out
-
-
 class _Sampler:
-    """Draws rounds and evaluations from the weights as they are."""
+    """Draws rounds from the weights as they are."""
 
     def __init__(
-        self,
-        settings: GrpoSettings,
-        engine: Engine,
-        judge: Judge,
-        prompts: Sequence[Prompt],
-        tests: Sequence[Prompt],
+        self, settings: GrpoSettings, engine: Engine, judge: Judge, prompts: Sequence[Prompt]
     ) -> None:
-        self._settings, self._engine, self._judge = settings, engine, judge
-        self._prompts, self._tests = prompts, tests
+        self._settings, self._engine, self._prompts = settings, engine, prompts
+        self.judge = judge
 
     def round(self, number: int) -> list[list[Any]]:
         """Return the groups of a round: every prompt once before any comes again."""
         settings, seed = self._settings, mix_seed(self._settings.seed, "round", number)
         size = settings.accumulation * settings.steps_per_round * settings.prompts_per_batch
         chosen = self._prompts_from(number * size, size)
-
         return sample_groups(
             self._engine,
             chosen,
             settings.group_size,
             settings.sampling,
             partial(settings.thinks, seed),
-            self._judge,
+            self.judge,
             seed,
         )
-
-    def evaluate(self, model: HybridLM, step: int) -> dict[str, float]:
-        """Return the mean reward of one answer to every held-out prompt, by way of asking."""
-        share_thinking = self._settings.thinking_share
-        shares = {"think": share_thinking, "no_think": 1 - share_thinking}
-        scores: dict[str, float] = {}
-        for name, share in shares.items():
-            if share == 0:
-                continue
-            groups = sample_groups(
-                self._engine,
-                self._tests,
-                1,
-                self._settings.sampling,
-                lambda _, on=name == "think": on,
-                self._judge,
-                mix_seed(self._settings.seed, "evaluate"),
-            )
-            values = [group[0].reward for group in groups]
-            known = [value for value in values if value is not None]
-            scores[f"reward.{name}"] = sum(known) / max(len(known), 1)
-            lengths = [len(group[0].token_ids) for group in groups]
-            scores[f"answer_tokens.{name}"] = sum(lengths) / len(lengths)
-        return scores
 
     def _prompts_from(self, first: int, count: int) -> list[Prompt]:
         orders: dict[int, Any] = {}
@@ -198,3 +181,50 @@ class _Sampler:
                 orders[epoch] = generator.permutation(len(self._prompts))
             chosen.append(self._prompts[orders[epoch][place]])
         return chosen
+
+
+class _Examiner:
+    """Scores the weights as they are on held-out prompts, and keeps the best."""
+
+    def __init__(
+        self,
+        settings: GrpoSettings,
+        engine: Engine,
+        judge: Judge,
+        gold: Judge | None,
+        tests: Sequence[Prompt],
+        source: Path,
+        out: Path,
+    ) -> None:
+        self._settings, self._source, self._out = settings, source, out
+        self._best, self._best_score = out / "best", out / "best.json"
+        self._score = partial(
+            held_out_scores,
+            engine,
+            settings=settings,
+            judge=judge,
+            seed=mix_seed(settings.seed, "evaluate"),
+            gold=gold,
+        )
+        self._chosen_by, self._reported = halves(tests) if settings.choose_step else ([], tests)
+
+    def evaluate(self, model: HybridLM, step: int) -> dict[str, float]:
+        """Return the scores of the reported prompts, and `choice`, by which steps are chosen."""
+        scores = self._score(self._reported)
+        if self._chosen_by:
+            kind = "gold." if self._settings.gold else "reward."
+            found = self._score(self._chosen_by)
+            values = [value for name, value in found.items() if name.startswith(kind)]
+            scores["choice"] = sum(values) / len(values)
+            if step == 0 or scores["choice"] > self._known()["score"]:
+                write_tuned(model, self._settings, self._source, self._best)
+                write_json(self._best_score, {"step": step, "score": scores["choice"]})
+        return scores
+
+    def restore_best(self) -> int:
+        """Put the best weights in the place of the last ones and return their step."""
+        shutil.copytree(self._best, self._out / "model", dirs_exist_ok=True)
+        return self._known()["step"]
+
+    def _known(self) -> dict[str, Any]:
+        return json.loads(self._best_score.read_text(encoding="utf-8"))

@@ -7,14 +7,10 @@ import torch
 from plait.align import grpo_stage
 from plait.align.grpo import PolicySettings, check_judged, policy_batch, policy_loss
 from plait.align.grpo_stage import GrpoSettings, run
+from plait.align.prompts import build_prompts
 from plait.align.records import Refusals
-from plait.align.rollout import (
-    Rollout,
-    build_prompts,
-    read_groups,
-    sample_groups,
-    write_groups,
-)
+from plait.align.rollout import Rollout, read_groups, write_groups
+from plait.align.sampling import sample_groups
 from plait.align.verify import Outcome
 from plait.core.errors import DataError
 from plait.data.tokenizer import Tokenizer
@@ -41,8 +37,8 @@ def engine(base_model):
     return Engine(model, Tokenizer.from_directory(base_model))
 
 
-def by_length(asked):
-    return [Outcome(float(len(completion.content)), "") for _, completion in asked]
+def by_length(prompt, completion):
+    return lambda: Outcome(float(len(completion.content)), "")
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +152,16 @@ def test_rollouts_come_back_from_their_file_bit_for_bit(groups, tmp_path):
     [
         ({"prompt": "Q", "verifier": "nmber"}, r"no verifier 'nmber'; did you mean 'number'"),
         ({"verifier": "number"}, "a list of messages under `prompt`"),
-        ({"prompt": "x" * 400, "verifier": "number"}, r"the prompt has \d+ tokens, more than 100"),
+        (
+            {"prompt": "x" * 400, "verifier": "number"},
+            r"the prompt has \d+ tokens, more than the 100 that max_prompt_tokens",
+        ),
     ],
 )
 def test_prompts_that_cannot_be_asked_are_counted(engine, record, message):
     refusals = Refusals()
-    with pytest.raises(DataError, match="no prompt to learn from; 1 rows refused"):
-        build_prompts([{"id": "q9", **record}], engine.tokenizer, 100, refusals)
+    assert build_prompts([{"id": "q9", **record}], engine.tokenizer, 100, refusals) == []
+    assert len(refusals.reasons) == 1
     with pytest.raises(DataError, match=f"q9: .*{message}"):
         build_prompts([{"id": "q9", **record}], engine.tokenizer, 100, Refusals(strict=True))
 
@@ -189,7 +188,7 @@ def settings(tmp_path, *, num_steps=4, **changes):
 
 def by_ids(inputs, pool):
     """Instead of verifiers: a reward that an untrained model varies."""
-    return lambda asked: [Outcome(float(sum(c.token_ids) % 7), "") for _, c in asked]
+    return lambda prompt, completion: lambda: Outcome(float(sum(completion.token_ids) % 7), "")
 
 
 def test_a_run_killed_in_mid_round_resumes_to_the_same_model(base_model, tmp_path, monkeypatch):

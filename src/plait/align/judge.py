@@ -1,18 +1,21 @@
 """Who says what an answer is worth: the verifier that its prompt names, or a reward model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from plait.align.reward import load_reward_model
-from plait.align.rollout import Asked, Judge
+from plait.align.rollout import Prompt
+from plait.align.sampling import Judge
 from plait.align.sft import sample_of
 from plait.align.verify import Job, Outcome, VerifierPool
 from plait.core.run_folder import model_directory
-from plait.data.pack import pack
+from plait.data.pack import Sample, pack
 from plait.data.tokenizer import Tokenizer
+from plait.engine.request import Completion
 from plait.grade.verifiers import verifier_place
 from plait.train import parallel
 
@@ -25,43 +28,51 @@ def judge_of(inputs: Mapping[str, Path], pool: VerifierPool) -> Judge:
 
 
 def verifier_judge(pool: VerifierPool) -> Judge:
-    """Return a judge that asks each prompt's verifier."""
+    """Return a judge that asks each prompt's verifier, beside whatever goes on meanwhile."""
 
-    def judge(asked: Sequence[Asked]) -> list[Outcome]:
-        return pool.grade(
-            [
-                Job(
-                    verifier_place(prompt.verifier),
-                    str(prompt.messages[-1].get("content", "")),
-                    prompt.reference,
-                    completion.content,
-                )
-                for prompt, completion in asked
-            ]
-        )
+    def judge(prompt: Prompt, completion: Completion) -> Callable[[], Outcome]:
+        place = verifier_place(prompt.verifier)
+        question = str(prompt.messages[-1].get("content", ""))
+        return pool.begin(Job(place, question, prompt.reference, completion.content))
 
     return judge
 
 
 def model_judge(source: Path) -> Judge:
-    """Return a judge that is a reward model; it sees answers without trace, as preferences do."""
+    """Return a judge that is a reward model; it sees answers without trace, as preferences do.
+
+    Answers are scored some at once, when the first outcome is asked for.
+    """
     reward_model = load_reward_model(source, parallel.device())
     tokenizer = Tokenizer.from_directory(model_directory(source))
+    waiting: dict[int, Sample] = {}
+    outcomes: dict[int, Outcome] = {}
+    numbers = count()
 
     @torch.no_grad()
-    def judge(asked: Sequence[Asked]) -> list[Outcome]:
-        samples = []
-        for prompt, completion in asked:
-            turn = {"role": "assistant", "content": completion.content}
-            samples.append(sample_of([*prompt.messages, turn], prompt.tools, tokenizer))
+    def score() -> None:
         scores: list[float] = []
+        samples = list(waiting.values())
         for start in range(0, len(samples), SCORED_AT_ONCE):
             scores += reward_model(pack(samples[start : start + SCORED_AT_ONCE])).tolist()
-        return [
-            Outcome(score, "reward model")
-            if math.isfinite(score)
-            else Outcome(None, f"the reward model gives {score}")
-            for score in scores
-        ]
+        for number, value in zip(waiting, scores, strict=True):
+            outcomes[number] = (
+                Outcome(value, "reward model")
+                if math.isfinite(value)
+                else Outcome(None, f"the reward model gives {value}")
+            )
+        waiting.clear()
+
+    def judge(prompt: Prompt, completion: Completion) -> Callable[[], Outcome]:
+        number = next(numbers)
+        turn = {"role": "assistant", "content": completion.content}
+        waiting[number] = sample_of([*prompt.messages, turn], prompt.tools, tokenizer)
+
+        def outcome() -> Outcome:
+            if number in waiting:
+                score()
+            return outcomes.pop(number)
+
+        return outcome
 
     return judge

@@ -11,7 +11,7 @@ never a model.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,11 +29,15 @@ from plait.model.hf_config import read_spec
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
+Scores = dict[str, float]
+"""By task."""
+
+
 class SweepPoint(NamedTuple):
     """What one alpha is worth."""
 
     alpha: float
-    score: float
+    scores: Scores
 
 
 def merge(a: Path, b: Path, alpha: float, out: Path) -> None:
@@ -101,7 +105,7 @@ def sweep(
     b: Path,
     alphas: Iterable[float],
     out: Path,
-    evaluate: Callable[[Path], float],
+    evaluate: Callable[[Path], Scores],
 ) -> list[SweepPoint]:
     """Merge with every alpha into `out` in turn, and score each model by `evaluate(directory)`.
 
@@ -114,9 +118,17 @@ def sweep(
     return points
 
 
-def best(points: list[SweepPoint]) -> SweepPoint:
-    """Return the highest score; of equals, the alpha nearest to one half."""
-    return max(points, key=lambda point: (point.score, -abs(point.alpha - 0.5)))
+def kept(scores: Scores, parents: Sequence[Scores]) -> float:
+    """Return which share of the better parent's score a model keeps, at the task where it keeps
+    least."""
+    best_known = {name: max(parent[name] for parent in parents) for name in scores}
+    shares = [scores[name] / most for name, most in best_known.items() if most > 0]
+    return min(shares, default=1.0)
+
+
+def best(points: Sequence[SweepPoint], parents: Sequence[Scores]) -> SweepPoint:
+    """Return the point that keeps most of both parents; of equals, the one nearest to one half."""
+    return max(points, key=lambda p: (kept(p.scores, parents), -abs(p.alpha - 0.5)))
 
 
 def _files(directory: Path) -> list[Path]:

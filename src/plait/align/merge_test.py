@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from plait.align.merge import SweepPoint, best, merge, sweep
+from plait.align.merge import SweepPoint, best, kept, merge, sweep
 from plait.core.errors import CheckpointError, ConfigError
 from plait.model.hf import load, save
 from plait.model.init import init_weights
@@ -83,13 +83,27 @@ def test_models_that_do_not_belong_together_are_refused_by_name(two, tmp_path):
 def test_a_sweep_scores_every_alpha(two, tmp_path):
     a, b = two
     want = load(a).lm_head.weight[0, 0].item(), load(b).lm_head.weight[0, 0].item()
-    points = sweep(
-        a, b, (0.0, 0.5, 1.0), tmp_path / "out", lambda path: load(path).lm_head.weight[0, 0].item()
-    )
-    scores = [point.score for point in points]
-    assert scores == pytest.approx([want[0], sum(want) / 2, want[1]])
+
+    def scores(path):
+        return {"first": load(path).lm_head.weight[0, 0].item()}
+
+    points = sweep(a, b, (0.0, 0.5, 1.0), tmp_path / "out", scores)
+    found = [point.scores["first"] for point in points]
+    assert found == pytest.approx([want[0], sum(want) / 2, want[1]])
+
+
+def test_what_is_kept_is_the_worst_share_of_the_better_parent():
+    parents = [{"maths": 0.8, "chat": 0.2}, {"maths": 0.4, "chat": 1.0}]
+    assert kept({"maths": 0.8, "chat": 0.9}, parents) == pytest.approx(0.9)
+    assert kept({"maths": 0.6, "chat": 1.1}, parents) == pytest.approx(0.75)
+    assert kept({"maths": 0.0}, [{"maths": 0.0}]) == 1
+    points = [
+        SweepPoint(0.1, {"maths": 0.8, "chat": 0.3}),
+        SweepPoint(0.9, {"maths": 0.7, "chat": 1.0}),
+    ]
+    assert best(points, parents).alpha == 0.9
 
 
 def test_of_equal_scores_the_middle_is_chosen():
-    points = [SweepPoint(alpha, score) for alpha, score in [(0.1, 3), (0.4, 3), (0.9, 3), (1, 2)]]
-    assert best(points).alpha == 0.4
+    points = [SweepPoint(a, {"x": s}) for a, s in [(0.1, 3.0), (0.4, 3.0), (0.9, 3.0), (1.0, 2.0)]]
+    assert best(points, [{"x": 3.0}]).alpha == 0.4

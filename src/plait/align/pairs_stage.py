@@ -3,11 +3,11 @@
 Reads `model`, JSONL files of prompts (`prompt, verifier, reference`), and optionally `reward`, a
 reward model that judges instead of verifiers. Each prompt is answered `group_size` times; of a
 group whose rewards differ, the best answer is chosen and the worst rejected (of equals, the
-shortest best and the first worst). Writes `pairs.jsonl`, which the stage `dpo` takes as its input
-`pairs`. Rounds, as in the report (section 3.2), are stages one after another:
+shortest best and the first worst). Where tasks are worked on with tools (`workbench`), an answer is
+a whole attempt, and its reward says whether the task was done.
 
-    10_pairs.toml  model = "sft"                     11_dpo.toml  model = "sft",  pairs = "pairs"
-    12_again.toml  model = "dpo"                     13_dpo2.toml model = "dpo",  pairs = "again"
+Writes `pairs.jsonl`, which the stage `dpo` takes as its input `pairs`; with a table `rounds` that
+stage makes its own pairs in this way, round after round.
 """
 
 import json
@@ -21,15 +21,10 @@ from pydantic import Field, model_validator
 
 from plait.align.grpo import check_judged
 from plait.align.judge import judge_of
-from plait.align.records import Refusals, existing_files, read_records
-from plait.align.rollout import (
-    Prompt,
-    Rollout,
-    RolloutSettings,
-    build_prompts,
-    sample_groups,
-    write_groups,
-)
+from plait.align.prompts import gather_prompts
+from plait.align.records import Refusals, existing_files
+from plait.align.rollout import Prompt, Rollout, RolloutSettings, write_groups
+from plait.align.sampling import mean_reward, sample_groups
 from plait.align.tune import PAIRS_FILE
 from plait.align.verify import VerifierPool
 from plait.core.artifact import write_atomic
@@ -59,9 +54,7 @@ class PairsSettings(RolloutSettings):
     @model_validator(mode="after")
     def _has_data(self) -> "PairsSettings":
         if not self.generates and not self.files:
-            raise ValueError(
-                "needs data: a list `files`, or a table `chains`, `instructions` or `tool_calls`"
-            )
+            raise ValueError("needs data: a list `files`, or a table of generated tasks")
         return self
 
     def files_read(self) -> list[Path]:
@@ -81,10 +74,15 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
         tokenizer = Tokenizer.from_directory(model_directory(source))
         engine = settings.engine(load_masters(source), tokenizer)
         refusals = Refusals(settings.strict)
-        records = list(read_records(settings.files, refusals))
-        records += settings.train_questions(mix_seed(settings.seed, "tasks"))
-        limit, judged = settings.max_prompt_tokens, "reward" not in inputs
-        prompts = build_prompts(records, tokenizer, limit, refusals, judged)
+        prompts = gather_prompts(
+            "train",
+            settings,
+            settings.files,
+            settings.seed,
+            source,
+            refusals,
+            verified="reward" not in inputs,
+        )
         refusals.report(out / "data" / "refused.txt")
         prompts.sort(key=lambda prompt: mix_seed(settings.seed, "choice", prompt.identity))
         prompts = prompts[: settings.num_prompts]
@@ -111,11 +109,10 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
         )
     lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
     write_atomic(out / PAIRS_FILE, "".join(lines))
-    rewards = [r.reward for group in groups for r in group if r.reward is not None]
     return {
         "pairs": float(len(pairs)),
         "prompts": float(len(prompts)),
-        "reward": sum(rewards) / len(rewards),
+        "reward": mean_reward(groups),
         "rows_refused": float(len(refusals.reasons)),
     }
 
@@ -135,14 +132,9 @@ def pair_of_group(prompt: Prompt, group: Sequence[Rollout]) -> dict[str, Any] | 
         return None
     pair = {
         "prompt": prompt.messages,
-        "chosen": [_turn(chosen)],
-        "rejected": [_turn(rejected)],
+        "chosen": chosen.turns,
+        "rejected": rejected.turns,
         "chosen_reward": best,
         "rejected_reward": worst,
     }
     return pair | ({"tools": prompt.tools} if prompt.tools else {})
-
-
-def _turn(rollout: Rollout) -> dict[str, str]:
-    turn = {"role": "assistant", "content": rollout.content}
-    return turn if rollout.reasoning is None else turn | {"reasoning_content": rollout.reasoning}

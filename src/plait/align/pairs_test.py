@@ -15,6 +15,8 @@ PROMPT = Prompt("q", [{"role": "user", "content": "Q"}], None, "number", "1")
 def answer(reward, content, *, finish_reason="stop", reasoning=None):
     ids = list(range(len(content)))
     zeros = [0.0] * len(ids)
+    turn = {"role": "assistant", "content": content}
+    traced = {} if reasoning is None else {"reasoning_content": reasoning}
     return Rollout(
         "q",
         False,
@@ -22,8 +24,7 @@ def answer(reward, content, *, finish_reason="stop", reasoning=None):
         ids,
         zeros,
         [False] * len(ids),
-        reasoning,
-        content,
+        [turn | traced],
         finish_reason,
         reward,
         "",
@@ -66,7 +67,7 @@ def test_pairs_feed_dpo(base_model, tmp_path, monkeypatch):
         pairs_stage.run(settings, inputs, tmp_path / "equal")
 
     def judge_of(inputs, pool):
-        return lambda asked: [Outcome(float(sum(c.token_ids) % 97), "") for _, c in asked]
+        return lambda prompt, completion: lambda: Outcome(float(sum(completion.token_ids) % 97), "")
 
     monkeypatch.setattr(pairs_stage, "judge_of", judge_of)
     # an untrained model never ends its turn; here an answer may end anywhere

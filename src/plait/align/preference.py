@@ -1,8 +1,9 @@
 """Pairs of answers to batches, and log-probabilities of whole answers.
 
-A preference becomes two samples that share their prompt, rendered and tokenised as fine-tuning does
-(see `sft`). A batch packs both sides of some pairs into one row: documents 2n and 2n + 1 are chosen
-and rejected of pair n, and nothing passes between them.
+A preference becomes two samples that share their prompt, rendered and tokenised as attempts are
+sampled (see `turns`): every turn of an answer is learnt, what tools responded is not. A batch packs
+both sides of some pairs into one row: documents 2n and 2n + 1 are chosen and rejected of pair n,
+and nothing passes between them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from plait.align.batches import EpochBatches
 from plait.align.records import Message, Record, Refusals, preference_sides
-from plait.align.sft import sample_of
+from plait.align.turns import attempt_sample
 from plait.core.errors import DataError, RequestError
 from plait.core.progress import track
 from plait.data.loader import PackedBatch
@@ -84,7 +85,7 @@ def pair_of(record: Record, tokenizer: Tokenizer) -> Pair:
     prompt, chosen, rejected = preference_sides(record)
 
     def side(answer: Sequence[Message]) -> Sample:
-        return sample_of([*prompt, *answer], record.get("tools"), tokenizer)
+        return attempt_sample(prompt, answer, record.get("tools"), tokenizer)
 
     try:
         pair = Pair(side(chosen), side(rejected))

@@ -6,12 +6,14 @@ the way. Writes `model/` with its head (see `reward`), which `grpo` and `pairs` 
 `reward`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
 
+from plait.align.letters import LetterSettings, preferences
 from plait.align.preference import Pair, PairBatches, build_pairs, pack_pairs
 from plait.align.records import Refusals, read_records
 from plait.align.reward import RewardModel, pair_figures, reward_loss, save_reward_model
@@ -30,6 +32,8 @@ from plait.train.precision import set_precision
 class RewardSettings(EpochSettings):
     """Settings of the stage `reward`; files hold preferences."""
 
+    letters: LetterSettings | None = None
+    """Generated preferences between letters."""
     held_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of pairs kept for measuring; which ones depends on seed and row alone."""
 
@@ -53,7 +57,11 @@ def run(settings: RewardSettings, inputs: dict[str, Path], out: Path) -> dict[st
         model = RewardModel(set_precision(load_masters(source), settings.precision))
         tokenizer = Tokenizer.from_directory(model_directory(source))
         refusals = Refusals(settings.strict)
-        records = read_records(preference_files(settings, inputs), refusals)
+        records: list[Mapping[str, Any]] = []
+        if settings.files or "pairs" in inputs or settings.letters is None:
+            records += read_records(preference_files(settings.files, inputs), refusals)
+        if settings.letters is not None:
+            records += preferences(settings.letters, mix_seed(settings.seed, "tasks"))
         data = build_pairs(records, tokenizer, settings.tokens_per_batch, refusals)
         refusals.report(out / "data" / "refused.txt")
         learnt, held_out = split_pairs(data.pairs, settings.held_out_share, settings.seed)

@@ -1,4 +1,4 @@
-"""Rollouts: groups of sampled answers to one prompt, with what sampled them and what they earned.
+"""Rollouts: prompts, how answers to them are sampled, and what an answer was and earned.
 
 Answers are drawn at temperature 1 with nothing filtered, so that the engine's log-probabilities are
 those of the policy that is trained. Trainer and engine share the weights and the forward; how far
@@ -6,59 +6,48 @@ their log-probabilities still differ is measured on every step (see `grpo_stage`
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
-from torch.nn.utils import parametrize
 
 from plait.align.generated import GeneratedTasks
-from plait.align.records import Message, Record, Refusals, prompt_messages
-from plait.align.verify import Outcome
+from plait.align.records import Message
+from plait.align.workbench.tasks import WorkbenchTasks
 from plait.core.artifact import write_atomic
-from plait.core.errors import DataError, RequestError
-from plait.core.progress import track
+from plait.core.errors import DataError
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
 from plait.engine.engine import Engine
-from plait.engine.request import Completion, SamplingParams
-from plait.grade.verifiers import verifier_place
+from plait.engine.request import SamplingParams
+from plait.grade.score import Score
 from plait.model.lm import HybridLM
+from plait.model.spec import ModelSpec
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
-@runtime_checkable
-class Generator(Protocol):
-    """What answers prompts: the engine, or anything else that gives ids and log-probabilities."""
+class Room(NamedTuple):
+    """Most tokens of a prompt with all that follows it, and of a prompt."""
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What ids mean."""
-        ...
-
-    @property
-    def max_context(self) -> int:
-        """Most tokens of prompt and answer together."""
-        ...
-
-    def generate(
-        self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
-    ) -> list[Completion]:
-        """Return a completion per prompt, in their order."""
-        ...
+    context_tokens: int
+    prompt_tokens: int
 
 
-class RolloutSettings(GeneratedTasks):
-    """What is asked besides the user's files, and how answers are sampled and judged."""
+class AskSettings(GeneratedTasks):
+    """What is asked besides the user's files, and how answers are generated and judged."""
 
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """Answers to each prompt."""
+    workbench: WorkbenchTasks | None = None
+    """Tasks that are done by calling tools, turn by turn, and succeed by what has changed in the
+    end."""
     max_prompt_tokens: PositiveInt = 2048
     """Longer prompts are refused."""
     max_tokens: PositiveInt = 512
-    """Longest answer, trace included."""
+    """Longest answer, trace included; with tools, of each turn."""
+    max_context: PositiveInt | None = None
+    """Room for a prompt and all that follows it; None is max_prompt_tokens + max_tokens, which
+    leaves little for what tools answer."""
     thinking_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of prompts asked with thinking on; which ones changes from round to round."""
     max_thinking_tokens: int | None = None
@@ -71,6 +60,11 @@ class RolloutSettings(GeneratedTasks):
     """Answers generated at once."""
 
     @property
+    def generates(self) -> bool:
+        """True if any prompts are generated."""
+        return super().generates or self.workbench is not None
+
+    @property
     def sampling(self) -> SamplingParams:
         """How answers are drawn: from the policy as it is, nothing filtered."""
         return SamplingParams(
@@ -79,13 +73,38 @@ class RolloutSettings(GeneratedTasks):
 
     def engine(self, model: HybridLM, tokenizer: Tokenizer) -> Engine:
         """Return an engine that shares the model's weights and has room for these answers."""
-        room = self.max_prompt_tokens + self.max_tokens
-        max_context = min(room, model.spec.max_position_embeddings)
+        max_context = self.room(model.spec).context_tokens
         return Engine(model, tokenizer, max_num_seqs=self.max_num_seqs, max_context=max_context)
+
+    def room(self, spec: ModelSpec) -> "Room":
+        """Return what fits into a model's context."""
+        wanted = self.max_context or self.max_prompt_tokens + self.max_tokens
+        context = min(wanted, spec.max_position_embeddings)
+        return Room(context, min(self.max_prompt_tokens, context - 1))
 
     def thinks(self, seed: int, prompt: "Prompt") -> bool:
         """Say whether a prompt is asked with thinking on, in the round of this seed."""
         return mix_seed(seed, "thinking", prompt.identity) / 2**63 < self.thinking_share
+
+
+class RolloutSettings(AskSettings):
+    """How groups of answers are sampled."""
+
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Answers to each prompt."""
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """What an attempt acts on through tools."""
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """Make a call and return its answer; mistakes of the caller are answers too."""
+        ...
+
+    def score(self) -> Score:
+        """Say what the attempt is worth as things stand now."""
+        ...
 
 
 class Prompt(NamedTuple):
@@ -95,8 +114,10 @@ class Prompt(NamedTuple):
     messages: list[Message]
     tools: Any
     verifier: str
-    """Name of the grader; "" where a reward model judges."""
+    """Name of the grader; "" where a reward model or an environment judges."""
     reference: str
+    start: Callable[[], Environment] | None = None
+    """Begins what the tools act on afresh; None for a question that one turn answers."""
 
     @property
     def identity(self) -> str:
@@ -117,112 +138,13 @@ class Rollout(NamedTuple):
     forced: list[bool]
     """Tokens that the policy did not choose, so nothing is learnt from them: those that the
     thinking budget fed, and the responses of tools."""
-    reasoning: str | None
-    content: str
+    turns: list[Message]
+    """What was said, as messages: turns of the assistant and what tools answered."""
     finish_reason: str
+    """Of the last turn."""
     reward: float | None
     """None if it could not be judged."""
     reason: str
-
-
-Asked = tuple[Prompt, Completion]
-Judge = Callable[[Sequence[Asked]], list[Outcome]]
-"""Rewards of some answers, in their order."""
-
-
-def build_prompts(
-    records: Iterable[Record],
-    tokenizer: Tokenizer,
-    max_tokens: int,
-    refusals: Refusals,
-    verified: bool = True,
-) -> list[Prompt]:
-    """Read prompts (`prompt, verifier, reference`) and check that each can be asked.
-
-    Without `verified` a reward model judges, and neither verifier nor reference is needed.
-    Raises: DataError for a row that cannot be used, unless `refusals` collects it, or if none can.
-    """
-    prompts: list[Prompt] = []
-    for record in track(list(records), "prompts", unit="prompts"):
-        with refusals.row():
-            prompts.append(_prompt(record, tokenizer, max_tokens, verified))
-    if not prompts:
-        raise DataError(f"no prompt to learn from; {len(refusals.reasons)} rows refused")
-    return prompts
-
-
-def _prompt(record: Record, tokenizer: Tokenizer, max_tokens: int, verified: bool) -> Prompt:
-    name = str(record.get("id", "a record"))
-    messages = prompt_messages(record)
-    verifier, reference = str(record.get("verifier", "")), record.get("reference", "")
-    if verified:
-        try:
-            verifier_place(verifier)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
-    if verified and not isinstance(reference, str):
-        reference = json.dumps(reference)
-    tools = record.get("tools")
-    try:
-        num_tokens = len(tokenizer.encode_conversation(messages, tools=tools))
-    except RequestError as error:
-        raise DataError(f"{name}: {error}") from None
-    if num_tokens > max_tokens:
-        raise DataError(f"{name}: the prompt has {num_tokens} tokens, more than {max_tokens}")
-    return Prompt(name, messages, tools, verifier, str(reference))
-
-
-def sample_groups(
-    engine: Generator,
-    prompts: Sequence[Prompt],
-    group_size: int,
-    params: SamplingParams,
-    thinking: Callable[[Prompt], bool],
-    judge: Judge,
-    seed: int,
-) -> list[list[Rollout]]:
-    """Return `group_size` judged answers to each prompt.
-
-    All are generated in one call, so the engine's rows stay full; the seed of an answer depends on
-    `seed`, the prompt's place and the answer's alone.
-    """
-    asked = [(prompt, thinking(prompt)) for prompt in prompts for _ in range(group_size)]
-    ids = {
-        place: engine.tokenizer.encode_conversation(
-            prompt.messages, tools=prompt.tools, enable_thinking=thinks
-        )
-        for place, (prompt, thinks) in enumerate(asked)
-        if place % group_size == 0
-    }
-    each = [
-        params.model_copy(update={"seed": mix_seed(seed, place), "logprobs": True})
-        for place in range(len(asked))
-    ]
-    inputs = [ids[place - place % group_size] for place in range(len(asked))]
-    with parametrize.cached():  # adapters are added to the weights once, not at every token
-        completions = engine.generate(inputs, each)
-    outcomes = judge([(prompt, c) for (prompt, _), c in zip(asked, completions, strict=True)])
-    rollouts = [
-        _rollout(prompt, thinks, completion, outcome)
-        for (prompt, thinks), completion, outcome in zip(asked, completions, outcomes, strict=True)
-    ]
-    return [rollouts[i : i + group_size] for i in range(0, len(rollouts), group_size)]
-
-
-def _rollout(prompt: Prompt, thinks: bool, completion: Completion, outcome: Outcome) -> Rollout:
-    return Rollout(
-        prompt.id,
-        thinks,
-        completion.prompt_ids,
-        completion.token_ids,
-        completion.logprobs or [],
-        completion.forced,
-        completion.reasoning,
-        completion.content,
-        completion.finish_reason,
-        outcome.value,
-        outcome.reason,
-    )
 
 
 def write_groups(file: Path, groups: Sequence[Sequence[Rollout]]) -> None:

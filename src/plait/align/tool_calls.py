@@ -7,32 +7,29 @@ workbench's; single calls are what BFCL counts, and what the report follows in t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import Field
 
 from plait.align.workbench.episode import demonstrate
-from plait.align.workbench.tasks import Split, WorkbenchSettings, make_task
+from plait.align.workbench.tasks import Task, WorkbenchTasks
 from plait.core.seed import mix_seed
 
 
-class ToolCallSettings(WorkbenchSettings):
-    """Which workbench tasks to demonstrate and to ask."""
+class ToolCallSettings(WorkbenchTasks):
+    """Which workbench tasks to demonstrate and to ask; each call of a held-out one is a
+    question."""
 
-    num_train: int = Field(600, gt=0)
-    """Tasks demonstrated."""
     closing_share: float = Field(1.0, ge=0, le=1)
     """Share of demonstrations with their last turn, which only says that all is done; the others
     end with the last call, so that most tokens are spent on calls."""
-    num_test: int = Field(96, gt=0)
-    """Held-out tasks, each of whose calls is a question."""
 
 
 def train_conversations(settings: ToolCallSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Yield demonstrations of training tasks: `id`, `messages`, `tools`."""
-    for index in range(settings.num_train):
-        talk = demonstrate(make_task(settings, seed, "train", index))
+    for index, task in enumerate(settings.tasks(seed, "train")):
+        talk = demonstrate(task)
         closes = mix_seed(seed, "closing", index) / 2**63 < settings.closing_share
         yield talk if closes else {**talk, "messages": talk["messages"][:-2]}
 
@@ -40,19 +37,16 @@ def train_conversations(settings: ToolCallSettings, seed: int) -> Iterator[dict[
 def held_out_questions(settings: ToolCallSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Yield a question per call of the test tasks: `id`, `family`, `prompt`, `tools`, `verifier`,
     `reference`."""
-    return _questions(settings, seed, "test", settings.num_test)
+    return _questions(settings.tasks(seed, "test"))
 
 
 def train_questions(settings: ToolCallSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the same of the training tasks."""
-    return _questions(settings, seed, "train", settings.num_train)
+    return _questions(settings.tasks(seed, "train"))
 
 
-def _questions(
-    settings: ToolCallSettings, seed: int, split: Split, number: int
-) -> Iterator[dict[str, Any]]:
-    for index in range(number):
-        task = make_task(settings, seed, split, index)
+def _questions(tasks: Iterable[Task]) -> Iterator[dict[str, Any]]:
+    for task in tasks:
         messages = demonstrate(task)["messages"]
         calls = [i for i, message in enumerate(messages) if message.get("tool_calls")]
         for nth, (place, step) in enumerate(zip(calls, task.steps, strict=True)):

@@ -1,9 +1,9 @@
 """What all stages that tune a trained model share: settings, loading, adapters, writing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from plait.core.errors import ConfigError
 from plait.core.run_folder import model_directory
 from plait.model.lm import HybridLM
 from plait.train import parallel
-from plait.train.fit import fit, load_masters
+from plait.train.fit import fit, load_masters, write_model
 from plait.train.loop import (
     Batches,
     Evaluation,
@@ -84,17 +84,17 @@ class EpochSettings(TuneSettings):
         return self.schedule_of(max(1, round(num_batches * self.num_epochs / self.accumulation)))
 
 
-def preference_files(settings: TuneSettings, inputs: Mapping[str, Path]) -> list[str | Path]:
+def preference_files(files: Iterable[str], inputs: Mapping[str, Path]) -> list[str | Path]:
     """Return the user's files of preferences, and that of an earlier stage `pairs`.
 
     Raises: ConfigError if there is none.
     """
-    files: list[str | Path] = [*settings.files]
+    found: list[str | Path] = [*files]
     if "pairs" in inputs:
-        files.append(inputs["pairs"] / PAIRS_FILE)
-    if not files:
+        found.append(inputs["pairs"] / PAIRS_FILE)
+    if not found:
         raise ConfigError("needs data: a list `files`, or an earlier stage as the input `pairs`")
-    return files
+    return found
 
 
 def load_for_tuning(source: Path, settings: TuneSettings) -> HybridLM:
@@ -122,9 +122,17 @@ def tune(
 ) -> TrainResult:
     """Train by the one loop and write `out/model`, adapters merged, tokenizer from `source`."""
     plan = TrainSettings.of(settings, schedule, name)
-    plain = dict if settings.lora is None else partial(merged_state, settings=settings.lora)
-    directory = model_directory(source)
+    directory, plain = model_directory(source), _plain(settings)
     return fit(model, batches, loss, plan, out, directory, evaluate=evaluate, plain=plain)
+
+
+def write_tuned(model: HybridLM, settings: TuneSettings, source: Path, directory: Path) -> None:
+    """Write a model as it is in the middle of tuning, adapters merged."""
+    write_model(model, directory, model_directory(source), _plain(settings))
+
+
+def _plain(settings: TuneSettings) -> Any:
+    return dict if settings.lora is None else partial(merged_state, settings=settings.lora)
 
 
 def training_metrics(result: TrainResult) -> dict[str, float]:

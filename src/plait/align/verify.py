@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -52,6 +52,9 @@ class VerifierPool:
             )
         self._timeout_s = timeout_s
         self._workers = [_Worker() for _ in range(num_workers)]
+        self._waiting: deque[tuple[int, Job]] = deque()
+        self._outcomes: dict[int, Outcome] = {}
+        self._num_jobs = 0
 
     def __enter__(self) -> "VerifierPool":
         return self
@@ -60,25 +63,41 @@ class VerifierPool:
         for worker in self._workers:
             worker.stop()
 
+    def begin(self, job: Job) -> Callable[[], Outcome]:
+        """Take an answer to grade, and return what waits for its outcome.
+
+        Workers are given what waits whenever this, or what it returned, is called.
+        """
+        index = self._num_jobs
+        self._num_jobs += 1
+        self._waiting.append((index, job))
+        self._advance(0.0)
+
+        def outcome() -> Outcome:
+            while index not in self._outcomes:
+                self._advance(math.inf)
+            return self._outcomes.pop(index)
+
+        return outcome
+
     def grade(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Grade answers, in their order; one that cannot be graded gets a reason and no value."""
-        outcomes: dict[int, Outcome] = {}
-        waiting = deque(range(len(jobs)))
-        while len(outcomes) < len(jobs):
-            for worker in self._workers:
-                if worker.job is None and waiting:
-                    index = waiting.popleft()
-                    worker.ask(index, jobs[index])
-            busy = [worker for worker in self._workers if worker.job is not None]
-            soonest = min(worker.deadline for worker in busy)
-            ready = wait([w.connection for w in busy], max(0.0, soonest - time.monotonic()))
-            for worker in busy:
-                if worker.connection in ready:
-                    outcomes |= worker.read(self._timeout_s)
-                elif time.monotonic() >= worker.deadline:
-                    reason = f"the verifier did not answer in {self._timeout_s:g} s"
-                    outcomes[worker.give_up()] = Outcome(None, reason)
-        return [outcomes[index] for index in range(len(jobs))]
+        return [outcome() for outcome in [self.begin(job) for job in jobs]]
+
+    def _advance(self, patience_s: float) -> None:
+        """Give idle workers what waits, and collect what is done within `patience_s`."""
+        for worker in self._workers:
+            if worker.job is None and self._waiting:
+                worker.ask(*self._waiting.popleft())
+        busy = [worker for worker in self._workers if worker.job is not None]
+        soonest = min((worker.deadline for worker in busy), default=0.0) - time.monotonic()
+        ready = wait([w.connection for w in busy], max(0.0, min(soonest, patience_s)))
+        for worker in busy:
+            if worker.connection in ready:
+                self._outcomes |= worker.read(self._timeout_s)
+            elif time.monotonic() >= worker.deadline:
+                reason = f"the verifier did not answer in {self._timeout_s:g} s"
+                self._outcomes[worker.give_up()] = Outcome(None, reason)
 
 
 class _Worker:

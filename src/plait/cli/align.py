@@ -12,7 +12,10 @@ import typer
 from plait.core.errors import ConfigError
 
 Model = Annotated[str, typer.Argument(help="Model directory, run folder or hub id.")]
-Data = Annotated[list[str], typer.Argument(help="JSONL or parquet files.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Argument(help="JSONL or parquet files; none where --set asks for generated tasks."),
+]
 Out = Annotated[Path, typer.Option(help="Where the run folder goes; the model is in OUT/model.")]
 Overrides = Annotated[
     list[str] | None,
@@ -23,7 +26,7 @@ Judge = Annotated[str | None, typer.Option(help="Reward model that judges instea
 
 
 def sft(
-    model: Model, data: Data, out: Out, overrides: Overrides = None, strict: Strict = False
+    model: Model, out: Out, data: Data = None, overrides: Overrides = None, strict: Strict = False
 ) -> None:
     """Fine-tune on conversations: {"messages": [...], "tools": [...]}."""
     run_alone("sft", {"model": model}, table_of(data, strict), out, overrides)
@@ -31,8 +34,8 @@ def sft(
 
 def pairs(
     model: Model,
-    data: Data,
     out: Out,
+    data: Data = None,
     overrides: Overrides = None,
     strict: Strict = False,
     reward_model: Judge = None,
@@ -42,14 +45,17 @@ def pairs(
 
 
 def dpo(
-    model: Model, data: Data, out: Out, overrides: Overrides = None, strict: Strict = False
+    model: Model, out: Out, data: Data = None, overrides: Overrides = None, strict: Strict = False
 ) -> None:
-    """Learn which answer is preferred: {"prompt": ..., "chosen": ..., "rejected": ...}."""
+    """Learn which answer is preferred: {"prompt": ..., "chosen": ..., "rejected": ...}.
+
+    --set rounds.workbench.num_train=500 makes pairs of the model's own attempts at tool tasks.
+    """
     run_alone("dpo", {"model": model}, table_of(data, strict), out, overrides)
 
 
 def reward(
-    model: Model, data: Data, out: Out, overrides: Overrides = None, strict: Strict = False
+    model: Model, out: Out, data: Data = None, overrides: Overrides = None, strict: Strict = False
 ) -> None:
     """Train a reward model on {"prompt": ..., "chosen": ..., "rejected": ...}."""
     run_alone("reward", {"model": model}, table_of(data, strict), out, overrides)
@@ -57,13 +63,16 @@ def reward(
 
 def grpo(
     model: Model,
-    data: Data,
     out: Out,
+    data: Data = None,
     overrides: Overrides = None,
     strict: Strict = False,
     reward_model: Judge = None,
 ) -> None:
-    """Reinforce rewarded answers to {"prompt": ..., "verifier": ..., "reference": ...}."""
+    """Reinforce rewarded answers to {"prompt": ..., "verifier": ..., "reference": ...}.
+
+    --set workbench.num_train=500 rewards attempts at tool tasks that end as they should.
+    """
     run_alone("grpo", judged(model, reward_model), table_of(data, strict), out, overrides)
 
 
@@ -77,15 +86,16 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Merge two models, (1 - alpha) MODEL + alpha OTHER; --set alphas=[0.25,0.5] sweeps."""
-    run_alone("merge", {"model": model, "other": other}, {"files": data or []}, out, overrides)
+    table = {"tasks": {"prompts": {"files": data}}} if data else {}
+    run_alone("merge", {"model": model, "other": other}, table, out, overrides)
 
 
 VERBS = (sft, pairs, dpo, reward, grpo, merge)
 
 
-def table_of(data: list[str], strict: bool) -> dict[str, Any]:
+def table_of(data: list[str] | None, strict: bool) -> dict[str, Any]:
     """Return the settings that arguments stand for."""
-    return {"files": data, "strict": strict}
+    return {"files": data or [], "strict": strict}
 
 
 def judged(model: str, reward_model: str | None) -> dict[str, str]:

@@ -129,12 +129,17 @@ def test_merge(model, tmp_path):
     half = load(tmp_path / "out" / "model").lm_head.weight
     a, b = load(model).lm_head.weight, load(other).lm_head.weight
     torch.testing.assert_close(half, (a + b) / 2)
-    row = {"prompt": "Add 1, 2.", "verifier": "number", "reference": "3"}
-    data = write(tmp_path / "prompts.jsonl", row)
-    options = ("--data", data, "--set", "alphas=[0.25, 0.5]", "--set", "max_tokens=4")
+    asked = {"verifier": "number", "reference": "3"}
+    rows = [{"prompt": f"Add {n}, 2.", **asked} for n in range(6)]
+    data = write(tmp_path / "prompts.jsonl", *rows)
+    options = ("--data", data, "--set", "alphas=[0.25, 0.5]", "--set", "tasks.prompts.max_tokens=4")
     plait("merge", model, other, "--out", tmp_path / "sweep", *options)
     curve = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert [point["alpha"] for point in curve] == [0.25, 0.5]
+    assert [point["alpha"] for point in curve] == [0.0, 0.25, 0.5, 1.0]
+    assert read_manifest(tmp_path / "sweep")["metrics"]["alpha"] == 0.5
+    one = ("--data", write(tmp_path / "one.jsonl", rows[0]))
+    with pytest.raises(DataError, match=r"tasks\.prompts: 1 prompts are too few"):
+        plait("merge", model, other, "--out", tmp_path / "few", *one)
 
 
 def test_a_finished_verb_is_skipped_and_a_foreign_folder_refused(model, tmp_path, capsys):

@@ -65,7 +65,7 @@ STAGES = {
         TEXT_ROLES,
     ),
     "pairs": StageKind("plait.align.pairs_stage", "PairsSettings", ("model",), ("reward",)),
-    "dpo": StageKind("plait.align.dpo_stage", "DpoSettings", ("model",), ("pairs",)),
+    "dpo": StageKind("plait.align.dpo_stage", "DpoSettings", ("model",), ("pairs", "reward")),
     "reward": StageKind("plait.align.reward_stage", "RewardSettings", ("model",), ("pairs",)),
     "grpo": StageKind("plait.align.grpo_stage", "GrpoSettings", ("model",), ("reward",)),
     "merge": StageKind("plait.align.merge_stage", "MergeSettings", ("model", "other")),

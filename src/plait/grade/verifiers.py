@@ -20,6 +20,7 @@ VERIFIERS = {
     "instruction": "plait.grade.instruction.grade:grade_instruction",
     "program": "plait.grade.program:grade_program",
     "toolcall": "plait.grade.toolcall:grade_toolcall",
+    "reply": "plait.grade.reply:grade_reply",
 }
 """Name to `module:function`."""
 

@@ -55,9 +55,19 @@ def fit(
     """
     parallel.shard(model, model.backbone.layers)
     result = train(model, batches, loss, settings, out, evaluate=evaluate)
+    write_model(model, out / "model", tokenizer_from, plain)
+    return result
+
+
+def write_model(
+    model: HybridLM,
+    directory: Path,
+    tokenizer_from: Path,
+    plain: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
+) -> None:
+    """Write a model as it is now; every process must call this, one writes."""
     tensors = parallel.gathered(model.state_dict())  # every process must take part
     if parallel.is_main():
         whole = HybridLM(model.spec, device="meta")
         whole.load_state_dict(plain(tensors), assign=True)
-        save(whole, out / "model", tokenizer_from=tokenizer_from)
-    return result
+        save(whole, directory, tokenizer_from=tokenizer_from)

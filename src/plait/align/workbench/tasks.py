@@ -6,6 +6,7 @@ its query) says which split it may enter, and the last wording of each family is
 """
 
 import random
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
@@ -31,6 +32,9 @@ class WorkbenchSettings(Settings):
     office: OfficeSettings = OfficeSettings()
     num_distractors: int = Field(3, ge=0, le=len(TOOLS))
     """Tools shown beside those that a task needs; the largest number shows all."""
+    all_wordings: bool = False
+    """Let training tasks use the wording that each family otherwise keeps for tests: for
+    reinforcement, which meets what no demonstration shows. What tasks are about stays apart."""
     brief: bool = False
     """Declare tools by names and types alone, without descriptions and allowed values."""
 
@@ -67,7 +71,7 @@ class Task(NamedTuple):
         return [step for step in self.steps if TOOLS[step.name].changes]
 
     @property
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[Mapping[str, Any]]:
         """The conversation so far: what day it is, and the query."""
         return [
             {"role": "system", "content": f"Today is {TODAY}. Work with the tools."},
@@ -99,7 +103,8 @@ def make_task(settings: WorkbenchSettings, seed: int, split: Split, index: int) 
         if split_of(identity) == split:
             break
     *common, kept = family.wordings
-    wording = kept if split == "test" and rng.random() < 0.5 else rng.choice(common)
+    meets_kept = split == "test" or settings.all_wordings
+    wording = kept if meets_kept and rng.random() < 0.5 else rng.choice(common)
     needed = dict.fromkeys(step.name for step in plan.steps)
     others = [tool for tool in TOOLS if tool not in needed]
     shown = [*needed, *rng.sample(others, min(settings.num_distractors, len(others)))]
@@ -114,3 +119,17 @@ def make_task(settings: WorkbenchSettings, seed: int, split: Split, index: int) 
         settings.brief,
         identity,
     )
+
+
+class WorkbenchTasks(WorkbenchSettings):
+    """How many tasks of each split to make."""
+
+    num_train: int = Field(600, gt=0)
+    """Tasks to learn from."""
+    num_test: int = Field(96, ge=0)
+    """Held-out tasks."""
+
+    def tasks(self, seed: int, split: Split) -> Iterator[Task]:
+        """Yield the tasks of a split."""
+        for index in range(self.num_train if split == "train" else self.num_test):
+            yield make_task(self, seed, split, index)
