@@ -4,9 +4,10 @@
     python bench/align_tiny.py runs/tiny /tmp/align_tiny 1 2 3    # all, and their table
 
 Takes the pretrained model of a finished tiny recipe and, for each seed, runs the recipe's stages of
-alignment with that seed, and three controls: the second stage with its samples packed apart and
-joined, the third without cut traces. What is finished is not run again, and an interrupted call
-goes on where it was. Ends with a table: for each figure its mean and its values by seed.
+alignment with that seed, and two controls at equal tokens: the second stage with its samples packed
+and joined (packed apart is the same loss, see align/sft_test.py), the third without cut traces. What
+is finished is not run again, and an interrupted call goes on where it was. Ends with a table: for
+each figure its mean and its values by seed.
 """
 
 import json
@@ -27,7 +28,7 @@ from plait.eval.stage import FREE, EvalSettings, answers_of, verifiers_of
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny"
 TRAINED = ("sft", "sft_tools", "sft_long", "ifeval_rl", "dpo", "reward", "rlhf", "merge")
 CONTROLS = {
-    "sft_tools": {"packed": 'packing="separate"', "joined": 'packing="joined"'},
+    "sft_tools": {"joined": 'packing="joined"'},
     "sft_long": {"uncut": "chains.truncated_share=0.0"},
 }
 NO_MODEL = ("reward",)
@@ -77,6 +78,7 @@ def measure(name: str, folders: dict[str, Path], settings: EvalSettings) -> dict
             setting = way.name.removesuffix(FREE)
             scores[f"accuracy.{setting}"] = result.overall.accuracy
             scores[f"well_formed.{setting}"] = result.well_formed
+            scores[f"accuracy.{setting}.last"] = result.families["last"].accuracy
     return scores
 
 
