@@ -134,6 +134,7 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         )
     metrics = training_metrics(result) | {"prompts": float(len(prompts))}
     metrics["rows_refused"] = float(len(refusals.reasons))
+    metrics["max_logprob_gap"] = largest_gap(out / "metrics.jsonl")
     chosen = result.position.step
     if settings.choose_step and tests:
         chosen = examiner.restore_best()
@@ -144,6 +145,13 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         scores = result.evaluations.get(step, {})
         metrics |= {f"{when}.{name}": value for name, value in scores.items()}
     return metrics
+
+
+def largest_gap(file: Path) -> float:
+    """Return the largest difference between trainer and engine, in log-probabilities of sampled
+    tokens, that any step of a run has recorded."""
+    steps = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return max(step.get("max_logprob_gap", 0.0) for step in steps)
 
 
 class _Sampler:

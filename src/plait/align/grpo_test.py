@@ -199,6 +199,7 @@ def test_a_run_killed_in_mid_round_resumes_to_the_same_model(base_model, tmp_pat
     assert metrics["kl"] > 0
     lines = [json.loads(x) for x in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [("max_logprob_gap" in line) for line in lines] == [True, False, True, False]
+    assert metrics["max_logprob_gap"] == max(line.get("max_logprob_gap", 0) for line in lines) > 0
 
     class Crash(BaseException):
         pass

@@ -103,7 +103,8 @@ def run(settings: MergeSettings, inputs: dict[str, Path], out: Path) -> dict[str
     alpha = best(allowed, _parents(choice)).alpha
     merge(a, b, alpha, target)
     shares = {p.alpha: kept(p.scores, _parents(reported)) for p in reported}
-    write_json(out / "sweep.json", [{**p._asdict(), "kept": shares[p.alpha]} for p in reported])
+    curve = [{**point._asdict(), "kept": shares[point.alpha]} for point in reported]
+    write_json(out / "sweep.json", {"chosen": alpha, "points": curve})
     return {
         "alpha": alpha,
         "kept": shares[alpha],

@@ -37,6 +37,10 @@ from plait.train.fit import load_masters, session
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
+class NoPairsError(DataError):
+    """Nothing to learn from: every prompt's answers are equally good."""
+
+
 class PairsSettings(RolloutSettings):
     """Settings of the stage `pairs`; files hold prompts with verifier and reference."""
 
@@ -65,8 +69,8 @@ class PairsSettings(RolloutSettings):
 def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
     """Sample from `inputs["model"]` and write `out/pairs.jsonl`.
 
-    Raises: ConfigError for a file that does not exist; DataError if no prompt can be used, or no
-    group's rewards differ.
+    Raises: ConfigError for a file that does not exist; DataError if no prompt can be used;
+    NoPairsError if no group's rewards differ.
     """
     source = inputs["model"]
     pool = VerifierPool(settings.verify_workers, settings.verify_timeout_s)
@@ -102,7 +106,7 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
     if not pairs:
         answers = [r for group in groups for r in group]
         cut_off = sum(r.finish_reason == "length" for r in answers)
-        raise DataError(
+        raise NoPairsError(
             f"none of {len(groups)} prompts has a better and a worse answer ({cut_off} of "
             f"{len(answers)} answers were cut off at max_tokens = {settings.max_tokens}); raise "
             "group_size or max_tokens, or ask harder or easier prompts"
