@@ -99,7 +99,7 @@ def compress(
     grid = Grid.of(settings.ranges, parent_spec)
     _check_budget(settings, grid, parent_spec)
     with session(settings.num_threads):
-        text = source(settings.row_tokens, 1, _num_text_rows(settings), settings.seed)
+        text = _text(settings, source)
         scores = _scores(settings, grid, directory, text, out / "scores")
         found, on_edge = _candidates(settings, grid, parent_spec, scores)
         held_out = [_next(text) for _ in range(settings.held_out_rows)]
@@ -123,11 +123,16 @@ def _check_budget(settings: CompressSettings, grid: Grid, parent: ModelSpec) -> 
     candidates(parent, depths, settings.ranges, settings.workload, budget)
 
 
-def _num_text_rows(settings: CompressSettings) -> int:
-    healing = settings.healing
-    healed = healing.num_steps * healing.accumulation
+def _text(settings: CompressSettings, source: TextSource) -> Batches:
+    """Return rows to measure on, to compare on and to heal on, in this order.
+
+    What is measured on and what is compared on have nothing in common; healing may repeat either.
+    """
+    measured = settings.calibration_rows + settings.held_out_rows
+    healed = settings.healing.num_steps * settings.healing.accumulation
     # Packed conversations leave some of a row empty, so a few more rows are needed.
-    return (settings.calibration_rows + settings.held_out_rows + healed) * 5 // 4 + 1
+    num_rows = (measured + healed) * 5 // 4 + 1
+    return source(settings.row_tokens, 1, num_rows, settings.seed, num_new=measured)
 
 
 def _scores(
@@ -161,7 +166,7 @@ def _next(text: Batches) -> PackedBatch:
         return next(text)
     except StopIteration:
         raise DataError(
-            "the text ended before the search; ask for fewer calibration_rows or held_out_rows"
+            "the text ended before the search; lower calibration_rows or held_out_rows"
         ) from None
 
 

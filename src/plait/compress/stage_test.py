@@ -98,7 +98,7 @@ def parent(tmp_path_factory):
 def source(parent):
     vocab_size = load(parent / "model").spec.vocab_size
 
-    def give(sequence_tokens, rows_per_batch, num_batches, seed):
+    def give(sequence_tokens, rows_per_batch, num_batches, seed, *, num_new=0):
         return Rows(vocab_size, sequence_tokens, rows_per_batch, num_batches)
 
     return give
@@ -173,7 +173,7 @@ def test_a_budget_that_nothing_fits(parent, source, tmp_path):
 
 
 def test_too_little_text(parent, source, tmp_path):
-    def short(sequence_tokens, rows_per_batch, num_batches, seed):
+    def short(sequence_tokens, rows_per_batch, num_batches, seed, *, num_new=0):
         return source(sequence_tokens, rows_per_batch, 5, seed)
 
     with pytest.raises(DataError, match="the text ended"):
@@ -261,12 +261,20 @@ def test_a_student_that_is_its_teacher_stays(parent, source, tmp_path):
 def test_stored_words_of_the_teacher_train_as_well(parent, cut, source, tmp_path):
     inputs = {"student": cut[0], "teacher": parent}
     vocab_size = load(parent / "model").spec.vocab_size
-    losses = []
-    for name, top_k in (("beside", None), ("all", vocab_size), ("few", 8)):
-        settings = parse(DistillSettings, DISTILL, teacher_top_k=top_k)
-        losses.append(distill(settings, inputs, tmp_path / name, source)["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert 0 < losses[2] < losses[0]
+    ways = {
+        "beside": {},
+        "int8": {"teacher_weights": "int8"},
+        "all": {"teacher_top_k": vocab_size},
+        "few": {"teacher_top_k": 8},
+    }
+    losses = {}
+    for name, way in ways.items():
+        settings = parse(DistillSettings, DISTILL, **way)
+        losses[name] = distill(settings, inputs, tmp_path / name, source)["loss"]
+    print(losses)
+    assert losses["all"] == pytest.approx(losses["beside"], rel=1e-3)
+    assert 0 < abs(losses["int8"] / losses["beside"] - 1) < 0.05
+    assert 0 < losses["few"] < losses["beside"]
 
 
 def test_words_about_other_tokens_are_refused(parent, source, tmp_path):
