@@ -99,7 +99,7 @@ def accuracy(model: Path, questions: Path, num_questions: int) -> float:
 
 
 def make_child(
-    parent: Path, out: Path, name: str, seed: int, shape: dict[str, Any], num_tokens: int
+    parent: Path, out: Path, name: str, seed: int, shape: dict[str, Any]
 ) -> dict[str, float]:
     """Cut and distil one variant into `out`; return what the two stages measured."""
     sft = stage_of(parent, "sft")
@@ -107,8 +107,7 @@ def make_child(
     one = {"max_ranked": 1, "top_k": 1, "memory": "1GiB", "seed": seed}
     table = compress_stage.CompressSettings.parse(settings("compress", changes | one), "compress")
     cut = compress_stage.run(table, {"model": sft, "conversations": sft}, out / "cut")
-    phases = [{"tokens": num_tokens, "sequence_tokens": 256, "rows_per_batch": 12}]
-    changes = VARIANTS[name].get("distill", {}) | {"seed": seed, "phases": phases}
+    changes = VARIANTS[name].get("distill", {}) | {"seed": seed}
     table = distill.DistillSettings.parse(settings("distill", changes), "distill")
     texts = {"conversations": sft, "blend": stage_of(parent, "blend")}
     distilled = distill.run(table, texts | {"student": out / "cut", "teacher": sft}, out / "child")
@@ -132,7 +131,7 @@ def measure(
             child = out / f"{name}-{seed}"
             facts = {}
             if name != "parent":
-                facts = make_child(parent, child, name, seed, shape, options.tokens)
+                facts = make_child(parent, child, name, seed, shape)
             model = sft if name == "parent" else child / "child"
             write_json(result, facts | {"accuracy": accuracy(model, sft, options.questions)})
         found[name] = json.loads(result.read_text())
@@ -148,7 +147,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--questions", type=int, default=192)
-    parser.add_argument("--tokens", type=int, default=400_000, help="of distillation")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     parents = {seed: trained_parent(options.run, options.out, seed) for seed in options.seeds}

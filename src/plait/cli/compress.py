@@ -1,6 +1,5 @@
 """`plait compress`: a child of a model that fits a memory budget; or a list of all that would."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,18 @@ import typer
 
 from plait.cli import compress_stage
 from plait.cli.info import spec_of
+from plait.cli.run import Stage, run_stage
 from plait.compress.cut import CUT_FILE, Cut
 from plait.compress.memory import Workload, memory
+from plait.compress.prune import prune_directory
+from plait.compress.scores import Scores
 from plait.compress.search import Candidate, Grid, candidates, edge, stand_in_depths
 from plait.compress.stage import CompressSettings
 from plait.compress.throughput import Hardware, throughput
-from plait.compress.prune import prune_directory
-from plait.compress.scores import Scores
 from plait.core.config import read_toml
 from plait.core.errors import ConfigError
 from plait.core.recipe import StageFile, apply_override
-from plait.core.run_folder import exclusive, finish_run_folder, model_directory, open_run_folder
+from plait.core.run_folder import check_free, exclusive, model_directory
 from plait.core.sizes import GIB, format_bytes, parse_bytes
 from plait.model.count import ServingBytes
 from plait.model.spec import PRESETS, ModelSpec
@@ -133,16 +133,12 @@ def run(
             "scores need text: --conversations FILE.jsonl, --documents FILE.jsonl or a curation's "
             "folder, or --blend FOLDER"
         )
-    if out.is_file():
-        raise ConfigError(f"--out {out}: is a file; give a new folder")
-    inputs = {"model": _directory(name)} | given
-    resolved = settings.model_dump(mode="json")
+    check_free(out)
+    inputs = {"model": str(_directory(name))} | {role: str(path) for role, path in given.items()}
+    out = out.resolve()
+    file = StageFile(Path("plait compress"), out.name, "compress", "compress", inputs, {})
     with exclusive(out):
-        folder = open_run_folder(out, "compress", resolved, inputs, keep=True)
-        if folder.state != "finished":
-            started = time.monotonic()
-            metrics = compress_stage.run(settings, inputs, folder.path)
-            finish_run_folder(folder, {"metrics": metrics, "wall_s": time.monotonic() - started})
+        run_stage(Stage(file, settings, compress_stage), out.parent, {}, keep=True)
         _finish(out)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from plait.cli.compress import cut_alike, dry_run, run, settings_of
 from plait.cli.text import text_source
-from plait.core.errors import CheckpointError, ConfigError, DataError
+from plait.core.errors import ConfigError, DataError
 from plait.data.tokenizer import Tokenizer
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
@@ -108,7 +108,7 @@ def test_the_same_command_does_nothing_again(parent, child, capsys):
     text = {"conversations": child.with_name("said.jsonl")}
     run(str(parent), settings, text, child)
     assert (child / "manifest.json").read_bytes() == manifest
-    assert f"child:  {child / 'model'}" in capsys.readouterr().out
+    assert f"child:  {child.resolve() / 'model'}" in capsys.readouterr().out
     other = settings.model_copy(update={"seed": 5})
     with pytest.raises(ConfigError, match="not empty and holds no work with these settings"):
         run(str(parent), other, text, child)
@@ -121,7 +121,7 @@ def test_a_child_is_served_and_says_what_it_predicts(child):
     with torch.no_grad():
         for _ in range(6):
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    engine = Engine.from_path(child, max_context=64, max_num_seqs=1, memory_bytes=2**28)
+    engine = Engine.from_path(child / "model", max_context=64, max_num_seqs=1, memory_bytes=2**30)
     with serving(engine) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="-") as api:
         answer = api.completions.create(model=MODEL, prompt=prompt, max_tokens=6, temperature=0)
     assert answer.choices[0].text == tokenizer.decode(ids[len(tokenizer.encode_plain(prompt)) :])
@@ -149,7 +149,9 @@ def test_mistakes_are_told_before_work(parent, text, settings, tmp_path):
     (full / "notes.txt").write_text("mine")
     cases = [
         ((str(parent), settings, text, None), "Give --out DIR"),
-        ((str(parent), settings, text, full), "not empty"),
+        ((str(parent), settings, text, full), "holds something else"),
+        ((str(parent), settings, text, parent), "holds something else"),
+        ((str(parent), settings, text, full / "notes.txt"), "holds something else"),
         (("nano-12b-v2", settings, text, tmp_path / "a"), "a shape without weights"),
         ((str(parent), settings, {"blend": None}, tmp_path / "a"), "scores need text"),
         ((str(parent), settings, {"blend": tmp_path / "no"}, tmp_path / "a"), "--blend .* exist"),
@@ -157,7 +159,7 @@ def test_mistakes_are_told_before_work(parent, text, settings, tmp_path):
     for arguments, message in cases:
         with pytest.raises(ConfigError, match=message):
             run(*arguments)
-    assert (full / "notes.txt").read_text() == "mine"
+    assert [file.read_text() for file in full.iterdir()] == ["mine"]
 
 
 def test_text_that_would_repeat_is_told_before_work(parent, text, settings, tmp_path):
@@ -167,7 +169,7 @@ def test_text_that_would_repeat_is_told_before_work(parent, text, settings, tmp_
     with pytest.raises(DataError, match=r"3 texts .* have \d+ tokens, 384 are needed .* lower"):
         run(str(parent), settings, few, tmp_path / "child")
     assert not (tmp_path / "child" / "scores").exists()
-    text_source(few, parent, 0.7)(16, 1, 99, 0)  # who only trains may repeat
+    text_source(few, parent, 0.7)(64, 1, 99, 0)  # who only trains may repeat
 
 
 def test_text_without_conversations(parent, tmp_path):

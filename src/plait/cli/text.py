@@ -92,7 +92,9 @@ def _conversations(path: Path, tokenizer: Tokenizer) -> TextSource:
         found = samples.first(num_batches * tokens_per_batch)
         short = [sample for sample in found if len(sample.ids) <= sequence_tokens]
         if not short:
-            raise DataError(f"no conversation has at most {sequence_tokens} tokens; allow more")
+            raise DataError(
+                f"{file}: no conversation has at most {sequence_tokens} tokens; allow longer rows"
+            )
         _check_length(file, short, num_new * tokens_per_batch)
         return _packed(short, tokens_per_batch, seed)
 

@@ -7,7 +7,7 @@ stage's `run`.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, field_validator
@@ -31,6 +31,7 @@ from plait.train.schedule import Schedule
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
+@runtime_checkable
 class TextSource(Protocol):
     """Text that was asked for by name, as packed batches of a model's tokens."""
 
