@@ -94,7 +94,8 @@ class DepthSearch:
         file: Path,
     ) -> None:
         self._model, self._tokens, self._reference = model, tokens, reference
-        self._rules, self._sweep, self._metric, self._file = rules, sweep, metric, file
+        self._rules, self._sweep, self._file = rules, sweep, file
+        self._metric: Metric = metric
         state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         self.removals = [
             Removal(step["layer"], _with_int_keys(step["harms"]))
