@@ -200,9 +200,11 @@ def summarise(folders: dict[str, Path]) -> dict[str, float]:
     return summary | {"run.wall_s": wall_s, "run.peak_memory_gib": peak_gib}
 
 
-def run_stage(stage: Stage, run_directory: Path, folders: dict[str, Path]) -> Path:
+def run_stage(
+    stage: Stage, run_directory: Path, folders: dict[str, Path], *, keep: bool = False
+) -> Path:
     """Run a stage in `run_directory`/name unless it is finished there; `folders` holds the stages
-    before it by key."""
+    before it by key. Other work in that folder is moved aside, or refused if `keep`."""
     file = stage.file
     inputs = {
         role: folders[source] if source in folders else Path(source).expanduser()
@@ -210,7 +212,8 @@ def run_stage(stage: Stage, run_directory: Path, folders: dict[str, Path]) -> Pa
     }
     settings = json.loads(stage.settings.model_dump_json())
     files = stage.settings.files_read()
-    folder = open_run_folder(run_directory / file.name, file.kind, settings, inputs, files)
+    path = run_directory / file.name
+    folder = open_run_folder(path, file.kind, settings, inputs, files, keep=keep)
     if folder.set_aside is not None:
         typer.echo(
             f"{file.name}: settings or inputs changed; earlier folder kept as {folder.set_aside}"
