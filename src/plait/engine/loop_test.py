@@ -141,7 +141,7 @@ def test_penalties_and_biases_change_the_choice():
     # A script's token has logit 50, all others 0.
     assert say(presence_penalty=2.0) == say(frequency_penalty=2.0) == "aabbccdd"
     assert say(repetition_penalty=1e9, logit_bias={x: 1.0})[1] == "x"
-    with pytest.raises(RequestError, match="logit_bias names token 99999"):
+    with pytest.raises(RequestError, match="logit_bias holds token id 99999"):
         say(logit_bias={99999: 1.0})
 
 

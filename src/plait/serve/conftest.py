@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+import httpx2
 import openai
 import pytest
 
@@ -18,6 +19,8 @@ from plait.serve.run import Server, listen
 from plait.serve.worker import Worker
 
 MODEL = "tiny-random"
+CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+HELLO = [{"role": "user", "content": "hello"}]
 
 
 class Running(NamedTuple):
@@ -49,6 +52,16 @@ def serving(engine: Engine, **settings) -> Iterator[Running]:
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+def post(url: str, body: object, path: str = CHAT, **options) -> httpx2.Response:
+    return httpx2.post(url + path, json=body, timeout=30, **options)
+
+
+def error_of(response: httpx2.Response) -> dict:
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error
 
 
 # These do not yield: under jaxtyping's import hook pytest does not see a generator for what it is.
