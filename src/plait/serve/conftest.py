@@ -1,8 +1,11 @@
 """A server with a tiny random model on a real socket."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
@@ -52,6 +55,34 @@ def serving(engine: Engine, **settings) -> Iterator[Running]:
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+class Command(NamedTuple):
+    url: str
+    process: subprocess.Popen
+    said: str
+
+
+@contextmanager
+def command(*arguments: str) -> Iterator[Command]:
+    """Run `plait serve` on a free port until it listens."""
+    plait = str(Path(sys.executable).with_name("plait"))
+    process = subprocess.Popen(
+        [plait, "serve", *arguments, "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        said = ""
+        while "SIGTERM" not in said:
+            line = process.stdout.readline()
+            assert line, f"plait serve ended: {said}"
+            said += line
+        [url] = [line.split()[-1] for line in said.splitlines() if "chat page" in line]
+        yield Command(url.rstrip("/"), process, said)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def post(url: str, body: object, path: str = CHAT, **options) -> httpx2.Response:

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,11 +16,9 @@ import pytest
 from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
 from plait.model.hf import save
-from plait.serve.conftest import CHAT, HELLO, PLAIN, error_of, post, serving, tiny_engine
+from plait.serve.conftest import CHAT, HELLO, PLAIN, command, error_of, post, serving, tiny_engine
 from plait.serve.metrics import Metrics
 from plait.serve.worker import Ask, Worker
-
-PLAIT = str(Path(sys.executable).with_name("plait"))
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
@@ -189,34 +184,15 @@ def directory(tmp_path_factory) -> Path:
     return path
 
 
-def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen, list[str]]:
-    """Start `plait serve` on a free port; returns the process and what it said at first."""
-    command = [PLAIT, "serve", *arguments, "--port", "0"]
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
-    )
-    said: list[str] = []
-    for line in process.stdout or ():
-        said.append(line)
-        if "SIGTERM" in line:
-            break
-    return process, said
-
-
 def test_the_command_answers_and_finishes_what_it_began_when_told_to_stop(directory, tmp_path):
     key = tmp_path / "key"
     key.write_text("secret\n")
-    process, said = start(
-        str(directory), "--memory", "1GiB", "--context", "1024", "--api-key-file", str(key)
-    )
-    try:
-        assert "1,024 tokens" in "".join(said)
-        [url] = [line.split()[-1] for line in said if "OpenAI API" in line]
+    options = ["--memory", "1GiB", "--context", "1024", "--api-key-file", str(key)]
+    with command(str(directory), *options) as (url, process, said):
+        assert "1,024 tokens" in said
         body = {**LONG, "max_tokens": 300, "stream": True}
         headers = {"Authorization": "Bearer secret"}
-        with httpx2.stream(
-            "POST", url + "/chat/completions", json=body, headers=headers, timeout=60
-        ) as response:
+        with httpx2.stream("POST", url + CHAT, json=body, headers=headers, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
@@ -224,7 +200,3 @@ def test_the_command_answers_and_finishes_what_it_began_when_told_to_stop(direct
         assert rest[-2:] == ["data: [DONE]", ""]
         assert json.loads(rest[-4][6:])["choices"][0]["finish_reason"] == "length"
         assert process.wait(20) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
