@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from plait.core.errors import ConfigError
 
 Table = TypeVar("Table", bound="Settings")
+_SHOWN_CHARACTERS = 200
 
 
 class Settings(BaseModel):
@@ -64,16 +65,22 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(sorted(allowed))
 
 
+def shortened(value: Any) -> str:
+    """Return how a value is written, cut where it is too long to be read in a message."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+
+
 def describe_problem(cls: type[BaseModel], detail: Any) -> str:
     """Say what is wrong with a table of `cls`, from one entry of pydantic's `errors()`."""
     *parents, last = detail["loc"] or ("(table)",)
     key = ".".join(str(part) for part in detail["loc"]) or "(table)"
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(str(last), _keys_at(cls, parents))}"
+        return f"unknown key {shortened(key)}; {nearest(str(last), _keys_at(cls, parents))}"
     if detail["type"] == "missing":
         return f"key {key!r} is required and missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"key {key!r}: {message} (found {detail['input']!r})"
+    return f"key {shortened(key)}: {message} (found {shortened(detail['input'])})"
 
 
 def _keys_at(cls: type[BaseModel], parents: list[Any]) -> list[str]:
