@@ -8,7 +8,7 @@ from plait.cli.run import run_recipe
 from plait.core.errors import EndpointError
 from plait.core.run_folder import read_manifest
 from plait.data.curate_test import prose
-from plait.synth.scripted_test import CLOSE, asked, scripted
+from plait.synth.scripted_test import Status, asked, scripted
 
 QUESTION = (
     "A gardener plants nine rows of eleven tulips each; how many tulips are that in all then?"
@@ -64,13 +64,13 @@ def test_a_recipe_labels_learns_scores_and_decontaminates(recipe, tmp_path):
 
     def script(body):
         calls.append(asked(body))
-        return CLOSE if failing[0] and len(calls) > 10 else answer(body)
+        return Status(401) if failing[0] and len(calls) > 10 else answer(body)
 
     with scripted(script) as endpoint:
         keys = ("student.endpoints.label", "curate.endpoints.label", "curate.endpoints.judge")
         urls = [f"{key}.url={endpoint.url}" for key in keys]
         failing[0] = True
-        with pytest.raises(EndpointError, match="run the same command: it goes on from here"):
+        with pytest.raises(EndpointError, match=r"role 'label'.* refuses its key"):
             run_recipe(
                 recipe, tmp_path / "runs", [*urls, "student.endpoints.label.max_in_flight=1"], None
             )
@@ -84,7 +84,7 @@ def test_a_recipe_labels_learns_scores_and_decontaminates(recipe, tmp_path):
         assert not answered & set(calls)
         assert len(set(calls)) == len(calls)
     runs = tmp_path / "runs" / "mine"
-    assert read_manifest(runs / "02_student")["metrics"]["educational.num_labels"] == 25
+    assert read_manifest(runs / "02_student")["metrics"]["educational.num_labels"] == 24
     metrics = read_manifest(runs / "03_curate")["metrics"]
     assert metrics["kept.low"] + metrics["kept.high"] == metrics["kept.pool"] == 24
     [row] = json.loads((runs / "03_curate/contamination.json").read_text())["removed"]

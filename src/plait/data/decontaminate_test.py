@@ -171,7 +171,7 @@ def test_stretches_are_paragraphs_of_bounded_size():
     text = "Title\n\nFirst paragraph of some ten words is a whole one here.\n\n\n" + "long " * 300
     parts = stretches(text, 64)
     assert parts[0].startswith("Title\nFirst paragraph")
-    assert len(parts) == 1 + 10
+    assert len(parts) == 1 + 5
     assert "".join(parts[1:]).split() == ["long"] * 300
     assert stretches(" \n\n ", 64) == []
 

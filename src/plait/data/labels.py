@@ -40,7 +40,7 @@ SUBJECTS = (
 )
 
 _STRETCH = 2_000
-_LINE = re.compile(r"^\W*label\W*[:=]\W*(.+?)\W*$", re.IGNORECASE | re.MULTILINE)
+_LINE = re.compile(r"^\W*label\W*[:=][\s*]*(.+?)\W*$", re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*5)?")
 
 

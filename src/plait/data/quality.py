@@ -84,7 +84,7 @@ def _student_of(settings: ScoreSettings, student: Path | None) -> "StudentClassi
             f'score {settings.name!r}: by = "student" needs the stage that trained one: write '
             'student = "<an earlier stage or a path>" under [inputs]'
         )
-    return StudentClassifier(settings.name, open_student(student))
+    return StudentClassifier(settings.name, Student.read(student))
 
 
 class EndpointClassifier:
@@ -193,12 +193,6 @@ def _check_config(directory: Path) -> None:
         raise ConfigError(
             f"{config}: names {named}; a classifier is a ...ForSequenceClassification"
         )
-
-
-@functools.lru_cache(maxsize=2)
-def open_student(folder: Path) -> Student:
-    """Read a student, or the one that a stage left in its folder."""
-    return Student.read(folder)
 
 
 def _as_numbers(logits: Any) -> list[float]:

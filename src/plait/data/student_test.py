@@ -25,7 +25,7 @@ def page(score, seed, num_words=150):
 
 
 def pages(num, seed=0):
-    scores = [number % 6 for number in range(num)]
+    scores = [float(number % 6) for number in range(num)]
     return [page(score, f"{seed}{number}") for number, score in enumerate(scores)], scores
 
 

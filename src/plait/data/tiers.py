@@ -45,7 +45,7 @@ def weighted_cuts(values: np.ndarray, weights: np.ndarray, num_buckets: int) -> 
     order = np.argsort(values, kind="stable")
     shares = np.cumsum(weights[order]) / weights.sum()
     places = np.searchsorted(shares, np.arange(1, num_buckets) / num_buckets)
-    return values[order[np.minimum(places, values.size - 1)]].tolist()
+    return values[order[np.minimum(places, values.size - 1)]].astype(float).tolist()
 
 
 def tier_of(metadata: Mapping[str, Any], tiers: TierSettings, cuts: Cuts) -> str | None:
