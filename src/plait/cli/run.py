@@ -42,7 +42,24 @@ class StageKind(NamedTuple):
 TEXT_ROLES = ("conversations", "documents", "blend")
 
 STAGES = {
-    "curate": StageKind("plait.data.curate", "CurateSettings"),
+    "curate": StageKind(
+        "plait.cli.curate_stage",
+        "CurateSettings",
+        optional=("student", "benchmarks"),
+        many=("benchmarks",),
+    ),
+    "student": StageKind(
+        "plait.cli.student_stage",
+        "StudentSettings",
+        optional=("documents",),
+        many=("documents",),
+    ),
+    "decontaminate": StageKind(
+        "plait.cli.decontaminate_stage",
+        "DecontaminateStageSettings",
+        optional=("documents", "benchmarks"),
+        many=("documents", "benchmarks"),
+    ),
     "tokenizer": StageKind("plait.data.train_tokenizer", "TokenizerSettings", ("documents",)),
     "blend": StageKind(
         "plait.data.blend", "BlendSettings", ("documents", "tokenizer"), many=("documents",)
