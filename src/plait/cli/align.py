@@ -114,11 +114,12 @@ def run_alone(
 
     Raises: ConfigError for wrong settings, missing inputs, or an `out` that holds something else.
     """
-    from plait.cli.run import check_stage, run_stage
+    from plait.cli.run import check_one_process, check_stage, run_stage
     from plait.core.recipe import StageFile, apply_override
     from plait.core.run_folder import exclusive, read_manifest
     from plait.model.hf import local_directory
 
+    check_one_process()
     out = out.resolve()
     foreign = out.is_dir() and any(out.iterdir()) and not (out / "settings.json").exists()
     if foreign or out.is_file():
