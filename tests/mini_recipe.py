@@ -8,7 +8,8 @@ OVERRIDES = [
     "curate.categories={ "
     'english = { languages = ["en"], extractor = "resiliparse", installed = ['
     '{ pages = ["stdlib/pydoc_data/topics.py"], max_pages = 40 } ] }, '
-    'code = { content = "code", installed = [{ pages = ["stdlib/[a-d]*.py"], max_pages = 8 }] } }',
+    'code = { content = "code", code = { detect_licences = false }, '
+    'installed = [{ pages = ["stdlib/[a-d]*.py"], max_pages = 8 }] } }',
     "curate.workers=1",
     "curate.validation_share=0.1",
     "tokenizer.vocab_size=400",

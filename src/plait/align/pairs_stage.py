@@ -25,7 +25,7 @@ from plait.align.prompts import gather_prompts
 from plait.align.records import Refusals, existing_files
 from plait.align.rollout import Prompt, Rollout, RolloutSettings, write_groups
 from plait.align.sampling import mean_reward, sample_groups
-from plait.align.tune import PAIRS_FILE
+from plait.align.tune import PAIRS_FILE, on_one_process
 from plait.align.verify import VerifierPool
 from plait.core.artifact import write_atomic
 from plait.core.errors import DataError
@@ -75,6 +75,7 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
     source = inputs["model"]
     pool = VerifierPool(settings.verify_workers, settings.verify_timeout_s)
     with session(settings.num_threads), pool, torch.no_grad():
+        on_one_process("sampling of pairs")
         tokenizer = Tokenizer.from_directory(model_directory(source))
         engine = settings.engine(load_masters(source), tokenizer)
         refusals = Refusals(settings.strict)

@@ -142,6 +142,15 @@ def input_digest(path: Path) -> str:
     raise ConfigError(f"{path}: input does not exist")
 
 
+def check_free(out: Path) -> None:
+    """Refuse an output that holds anything but the work of a stage, before it is touched.
+
+    Raises: ConfigError.
+    """
+    if out.is_file() or (_holds_work(out) and not (out / "settings.json").exists()):
+        raise ConfigError(f"--out {out}: holds something else; give a new or empty folder")
+
+
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run directory alone; the lock goes with the process, however it ends.
