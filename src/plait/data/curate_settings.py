@@ -70,14 +70,41 @@ class ProseRules(Settings):
 
 
 class CodeRules(Settings):
-    """What source code must look like to be kept. Defaults: The Stack and OpenCoder."""
+    """What source code must look like to be kept; limits by language are in `code_languages.toml`.
 
+    The kinds of rule are OpenCoder's (arXiv 2411.04905, appendix A); line lengths and
+    `min_alphanumeric` are The Stack's numbers, the other limits ours, set on Debian's sources.
+    """
+
+    detect_licences: bool = True
+    """Whether the head of each file is searched for a licence of its own (ScanCode: 1.4 GB in each
+    worker). If not, what the source states of it counts alone."""
     min_characters: int = 100
     max_characters: int = 1_000_000
+    max_lines: int = 20_000
     max_line_characters: int = 1_000
     max_mean_line_characters: float = 100.0
     min_alphanumeric: float = 0.25
     """Share of characters that are letters or digits."""
+    min_alphabetic: float = 0.3
+    """Share of letters in what is not blank."""
+    min_distinct_words: int = 8
+    max_encoded: float = 0.3
+    """Share of characters in runs of base64, hexadecimal or escaped data."""
+    max_hex: float = 0.3
+    """Share of hexadecimal numbers in code."""
+    max_strings: float = 0.6
+    """Share of code inside quotes."""
+    min_code: float = 0.1
+    """Share of characters that are no comment."""
+    max_repeated_lines: float = 0.7
+    """Share of lines of code that occur more than once."""
+    min_lines_judged: int = 20
+    """Shorter files are given this many lines when repeated ones are counted."""
+    max_to_do: float = 0.1
+    """Notes of what is to be done, a line."""
+    max_error_lines: float = 0.05
+    """Share of lines that cannot be parsed."""
 
 
 class CategorySettings(Settings):
@@ -90,7 +117,7 @@ class CategorySettings(Settings):
     files: tuple[FilesSource, ...] = ()
     content: Literal["web", "text", "maths", "code"] = "web"
     """Which steps its pages go through. `web`: URL, extractor, language, `prose`. `text` is taken
-    as it stands, then language and `prose`. `code` is asked `code`."""
+    as it stands, then language and `prose`. `code`: a permissive licence, `code`, syntax."""
     url_lists: bool = True
     """Whether http addresses are looked up in datatrove's lists of unwanted sites (0.5 GB in each
     worker)."""

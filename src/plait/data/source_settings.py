@@ -77,7 +77,7 @@ class DebianCodeSource(Settings):
     """Files of Debian source packages, as their authors released them.
 
     Every document carries the licence that the package's machine-readable copyright file states for
-    it.
+    it, or what the licence files of the source tree say.
     """
 
     packages: tuple[str, ...] = Field(min_length=1)
