@@ -67,7 +67,7 @@ def collect(settings: CurateSettings, cache: Path, run: Runner = run_command) ->
             for source in category.warc:
                 shards += [
                     Shard(path, name, str(path), source.licence)
-                    for path in matching_files(source.paths, name)
+                    for path in matching_files(source.paths, f"categories.{name}")
                 ]
     return shards
 
@@ -135,7 +135,7 @@ def _sources(category: CategorySettings) -> Sequence[Source]:
 
 
 def _file_pages(source: FilesSource, category: str, is_code: bool) -> Iterator[Page]:
-    for path in matching_files(source.paths, category):
+    for path in matching_files(source.paths, f"categories.{category}"):
         url = path.resolve().as_uri()
         licence = source.licence
         if licence is None and is_code:
@@ -149,7 +149,7 @@ def _folder_name(source: Source, collector: _Collector) -> str:
     if isinstance(source, DebianSource):
         state = [source.model_dump(mode="json", exclude={"fallback"}), collector.seed]
     elif isinstance(source, FilesSource):
-        state += file_states(matching_files(source.paths, collector.category))
+        state += file_states(matching_files(source.paths, f"categories.{collector.category}"))
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     return f"{type(source).__name__.removesuffix('Source').lower()}-{digest}"
 
