@@ -1,4 +1,4 @@
-"""The executors beside the local one: Slurm by a stand-in for its three commands, Ray itself."""
+"""The executors: a real kill, Slurm by a stand-in for its commands, Ray itself."""
 
 import os
 import shutil
@@ -42,9 +42,10 @@ def slurm(tmp_path, monkeypatch):
         folder.mkdir()
         fields = {"folder": folder, "works": works or "", "python": sys.executable}
         texts = {
-            "sbatch": SBATCH.replace("{folder}", str(folder)),
+            "sbatch": SBATCH,
             "srun": SRUN,
             "squeue": "#!/bin/bash\nexit 1\n",
+            "scontrol": "#!/bin/bash\necho here\n",
         }
         for name, text in texts.items():
             for field, value in fields.items():
