@@ -202,8 +202,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        where = f" at {error.filename}" if error.filename else ""
         typer.echo(
-            "error: the disk is full; make room, then run the same command: it goes on from here",
+            f"error: the disk is full{where}; free some space, and the same command goes on from "
+            "here",
             err=True,
         )
         sys.exit(1)
