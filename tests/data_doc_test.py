@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from plait.cli.main import app
 from plait.cli.run import run_recipe
 from plait.core.run_folder import read_manifest
 from plait.data.blend import Blend
+from plait.data.curate_settings import CurateSettings
 from plait.data.train_tokenizer import train_tokenizer
 from plait.synth.author_test import author
 from plait.synth.scripted_test import scripted
@@ -50,7 +52,8 @@ def test_commands_and_stages_run_as_written(curated, tmp_path, monkeypatch):
             )
             words[words.index("--url") + 1] = endpoint.url
             app(words[1:], standalone_mode=False)
-        for block in blocks("toml"):
+        _, *stages = blocks("toml")
+        for block in stages:
             name = re.findall(r"recipes/mine/(\S+)", block)[0]
             paths = {"curate": curated, "tokenizer": tmp_path / "tokenizer"}
             for key, path in paths.items():
@@ -60,6 +63,12 @@ def test_commands_and_stages_run_as_written(curated, tmp_path, monkeypatch):
     assert read_manifest(tmp_path / "out" / "qa")["metrics"]["documents"] > 0
     sizes = Blend.read(tmp_path / "again" / "mine" / "04_blend").train
     assert set(sizes) == {"crawl-high", "crawl-high-synthetic", "stem"}
+
+
+def test_the_curation_is_understood():
+    table = tomllib.loads(blocks("toml")[0])
+    assert table.pop("stage") == "curate"
+    assert CurateSettings.parse(table, "docs/data.md").categories["english"].warc
 
 
 def test_every_generator_is_described():

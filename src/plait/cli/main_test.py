@@ -80,4 +80,6 @@ def test_a_full_disk_ends_in_a_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main.main()
     assert stopped.value.code == 1
-    assert "the disk is full; free some space, and the same command goes on" in capsys.readouterr().err
+    assert (
+        "the disk is full; free some space, and the same command goes on" in capsys.readouterr().err
+    )
