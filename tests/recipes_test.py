@@ -45,7 +45,7 @@ def test_recipe_is_checked_and_its_model_builds(directory):
             model = HybridLM(spec, device="meta")
             count = sum(p.numel() for p in model.parameters())
             assert count == spec.num_parameters == PARAMETERS.get(directory.name, count)
-    assert trained or directory.name == "nano-9b-v2"
+    assert trained or directory.name in ("curate-debian", "nano-9b-v2")
 
 
 def test_the_report_s_numbers():
