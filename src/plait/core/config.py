@@ -7,7 +7,7 @@ valid key.
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -45,6 +45,10 @@ class Settings(BaseModel):
         """
         return []
 
+    def lacks(self, roles: Collection[str]) -> str | None:
+        """Say what is missing where a stage has inputs under `roles`; None if nothing is."""
+        return None
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
@@ -73,8 +77,10 @@ def shortened(value: Any) -> str:
 
 def describe_problem(cls: type[BaseModel], detail: Any) -> str:
     """Say what is wrong with a table of `cls`, from one entry of pydantic's `errors()`."""
-    *parents, last = detail["loc"] or ("(table)",)
-    key = ".".join(str(part) for part in detail["loc"]) or "(table)"
+    if not detail["loc"]:  # of the table as a whole
+        return detail["msg"].removeprefix("Value error, ")
+    *parents, last = detail["loc"]
+    key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"unknown key {shortened(key)}; {nearest(str(last), _keys_at(cls, parents))}"
     if detail["type"] == "missing":
