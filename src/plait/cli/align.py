@@ -112,11 +112,12 @@ def run_alone(
 
     Raises: ConfigError for wrong settings, missing inputs, or an `out` that holds something else.
     """
-    from plait.cli.run import check_stage, run_stage
+    from plait.cli.run import check_one_process, check_stage, run_stage
     from plait.core.recipe import StageFile, apply_override
     from plait.core.run_folder import check_free, exclusive, read_manifest
     from plait.model.hf import local_directory
 
+    check_one_process()
     out = out.resolve()
     check_free(out)
     sources = {role: str(local_directory(source).resolve()) for role, source in inputs.items()}

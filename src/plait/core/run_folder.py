@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple
 from plait.core.artifact import file_digest, file_states, write_json
 from plait.core.errors import ConfigError, DataError
 
-# Machine-written or scratch: not part of what a stage makes, so not part of its digest.
+# Machine-written or scratch: not part of what a stage makes, so not part of its digest, neither in
+# the stage's folder nor in those of its rounds.
 NOT_PRODUCT = {"settings.json", "manifest.json", "metrics.jsonl", "cache", "logs", "checkpoints"}
 VERSIONS_OF = ("plait", "torch", "numpy", "tokenizers", "datatrove")
 
@@ -173,9 +174,10 @@ def _product(path: Path) -> Iterator[Path]:
     for entry in sorted(path.iterdir()):
         if entry.name in NOT_PRODUCT or entry.name.startswith("."):
             continue
-        yield from (
-            (entry,) if entry.is_file() else sorted(f for f in entry.rglob("*") if f.is_file())
-        )
+        if entry.is_dir():
+            yield from _product(entry)
+        elif entry.is_file():
+            yield entry
 
 
 def _holds_work(path: Path) -> bool:

@@ -62,6 +62,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from plait.kernels import ssd_native
 from plait.kernels.chunk_layout import ChunkLayout, chunk_layout, take
 from plait.kernels.documents import Documents
 from plait.kernels.ssd_block import Gradients, ScanInputs, backward_block, forward_block
@@ -97,12 +98,17 @@ def ssd_scan(
     """
     if x.shape[2] % B.shape[2]:
         raise ValueError(f"{x.shape[2]} heads are no multiple of {B.shape[2]} groups")
-    default_length, block_tokens = SCAN_BLOCKS.get(x.device.type, SCAN_BLOCKS["cuda"])
-    chunk_length = chunk_length or default_length
     documents = Documents.of(cu_seqlens, x)
-    layout = documents.derived(chunk_layout, chunk_length, block_tokens, x.device)
     arguments = x, dt, A, B, C, D, initial_state
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
+    records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    if chunk_length is None and ssd_native.takes(*arguments):
+        scan = ssd_native.Scan.apply if records else ssd_native.scan
+        return SSDOutput(*scan(*arguments, documents))  # pyright: ignore
+    default_length, block_tokens = SCAN_BLOCKS.get(x.device.type, SCAN_BLOCKS["cuda"])
+    layout = documents.derived(
+        chunk_layout, chunk_length or default_length, block_tokens, x.device
+    )
+    if records:
         return SSDOutput(*_Scan.apply(*arguments, layout))  # pyright: ignore
     inputs = ScanInputs.of(x, dt, A, B, C, D, layout)
     y, final_state = _scan(inputs, initial_state, None)

@@ -1,0 +1,104 @@
+// Small matrix products in the first two caches, and transposes: what the scan is made of.
+//
+// Y = beta Y + A X, all row-major float32. X and Y are whole vectors wide (their rows padded to a
+// multiple of 16), A is read one number at a time. A tile of Y stays in registers over the whole
+// sum, so each number of Y is one sum in the order of k, whatever the tiles.
+#pragma once
+
+#include <utility>
+
+#include "vec.h"
+
+#if defined(__AVX512F__)
+constexpr int TILE_VECTORS = 24;  // of the 32 registers
+#else
+constexpr int TILE_VECTORS = 6;  // a vector is two of 16 registers
+#endif
+
+struct Rows {
+    const float* p;
+    int64_t stride;
+};
+
+template <int ROWS, int VECTORS>
+static void product_tile(Rows a, Rows x, float* y, int64_t y_stride, int64_t depth, float beta) {
+    vec totals[ROWS][VECTORS] = {};
+    if (beta != 0.0f)
+        for (int row = 0; row < ROWS; row++)
+            for (int v = 0; v < VECTORS; v++)
+                totals[row][v] = beta * load(y + row * y_stride + v * LANES);
+    for (int64_t k = 0; k < depth; k++) {
+        vec xs[VECTORS];
+        for (int v = 0; v < VECTORS; v++) xs[v] = load(x.p + k * x.stride + v * LANES);
+#pragma GCC unroll 24
+        for (int row = 0; row < ROWS; row++) {
+            vec factor = splat(a.p[row * a.stride + k]);
+            for (int v = 0; v < VECTORS; v++) totals[row][v] += factor * xs[v];
+        }
+    }
+    for (int row = 0; row < ROWS; row++)
+        for (int v = 0; v < VECTORS; v++) store(y + row * y_stride + v * LANES, totals[row][v]);
+}
+
+using Tile = void (*)(Rows, Rows, float*, int64_t, int64_t, float);
+
+template <int VECTORS, int... ROWS>
+static constexpr Tile tile_of(int64_t rows, std::integer_sequence<int, ROWS...>) {
+    constexpr Tile tiles[] = {product_tile<ROWS + 1, VECTORS>...};
+    return tiles[rows - 1];
+}
+
+// Which rows of a triangular A are not zero from where on, or up to where.
+enum class Shape { full, lower, upper };
+
+template <int VECTORS>
+static void product_columns(Rows a, Rows x, float* y, int64_t y_stride, int64_t rows, int64_t depth,
+                            float beta, Shape shape) {
+    constexpr int MOST = TILE_VECTORS / VECTORS;
+    for (int64_t row = 0; row < rows; row += MOST) {
+        int64_t some = rows - row < MOST ? rows - row : MOST;
+        int64_t first = shape == Shape::upper ? row : 0;
+        int64_t last = shape == Shape::lower && row + some < depth ? row + some : depth;
+        tile_of<VECTORS>(some, std::make_integer_sequence<int, MOST>())(
+            {a.p + row * a.stride + first, a.stride}, {x.p + first * x.stride, x.stride},
+            y + row * y_stride, y_stride, last - first, beta);
+    }
+}
+
+// (rows, depth) by (depth, columns); columns is a multiple of 16.
+static void product(Rows a, Rows x, float* y, int64_t y_stride, int64_t rows, int64_t depth,
+                    int64_t columns, float beta, Shape shape = Shape::full) {
+    while (columns > 0) {
+        int64_t vectors = columns / LANES;
+        vectors = vectors == 4 ? 2 : vectors > 3 ? 3 : vectors;
+        if (vectors == 3) product_columns<3>(a, x, y, y_stride, rows, depth, beta, shape);
+        if (vectors == 2) product_columns<2>(a, x, y, y_stride, rows, depth, beta, shape);
+        if (vectors == 1) product_columns<1>(a, x, y, y_stride, rows, depth, beta, shape);
+        x.p += vectors * LANES, y += vectors * LANES, columns -= vectors * LANES;
+    }
+}
+
+// Exchange the off-diagonal blocks of size H of every 2H x 2H block: four of these transpose.
+template <int H, int... L>
+static inline void exchange(vec* v, std::integer_sequence<int, L...>) {
+    for (int row = 0; row < LANES; row++)
+        if (!(row & H)) {
+            vec a = v[row], b = v[row + H];
+            v[row] = __builtin_shufflevector(a, b, (L & H ? LANES + L - H : L)...);
+            v[row + H] = __builtin_shufflevector(a, b, (L & H ? LANES + L : L + H)...);
+        }
+}
+
+// Write the transpose of (rows, columns) to (round_up(columns), round_up(rows)). What is written
+// beyond the matrix is the transpose of what lies beyond it in `from`, whose strides hold it.
+static void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride,
+                      int64_t rows, int64_t columns) {
+    constexpr auto lanes = std::make_integer_sequence<int, LANES>();
+    for (int64_t row = 0; row < rows; row += LANES)
+        for (int64_t column = 0; column < columns; column += LANES) {
+            vec v[LANES];
+            for (int i = 0; i < LANES; i++) v[i] = load(from + (row + i) * from_stride + column);
+            exchange<8>(v, lanes), exchange<4>(v, lanes), exchange<2>(v, lanes), exchange<1>(v, lanes);
+            for (int i = 0; i < LANES; i++) store(to + (column + i) * to_stride + row, v[i]);
+        }
+}
