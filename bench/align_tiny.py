@@ -1,11 +1,13 @@
-"""What each alignment stage of recipes/tiny changes, over several seeds.
+"""What each alignment stage of recipes/tiny changes on held-out items, over several seeds.
 
-    python bench/align_tiny.py runs/tiny /tmp/align_tiny 1 2 3
+    python bench/align_tiny.py runs/tiny /tmp/align_tiny 1        # one seed
+    python bench/align_tiny.py runs/tiny /tmp/align_tiny 1 2 3    # all, and their table
 
 Takes the pretrained model of a finished tiny recipe and, for each seed, runs the recipe's stages of
-fine-tuning and instruction RL with that seed, and two controls: the second stage with its samples
-packed and joined instead of apart, the third without cut traces. Prints a line of JSON for every
-seed and checkpoint; what is finished is not run again.
+alignment with that seed, and two controls at equal tokens: the second stage with its samples joined
+in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces. What is
+finished is not run again, and an interrupted call goes on where it was. Ends with a table: for each
+figure its mean and its values by seed.
 """
 
 import json
@@ -17,30 +19,42 @@ import torch
 from plait.cli.run import Stage, check_recipe, run_stage
 from plait.core.artifact import write_json
 from plait.core.recipe import read_recipe
+from plait.core.run_folder import read_manifest
 from plait.engine.engine import Engine
 from plait.eval.panel import panel_scores
 from plait.eval.run import ask, read_questions, summarise
-from plait.eval.stage import FREE, EvalSettings, answers_of
-from plait.grade.verifiers import VERIFIERS, load_verifier
+from plait.eval.stage import FREE, EvalSettings, answers_of, verifiers_of
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny"
-TRAINED = ("sft", "sft_tools", "sft_long", "ifeval_rl")
+TRAINED = ("sft", "sft_tools", "sft_long", "ifeval_rl", "dpo", "reward", "rlhf", "merge")
 CONTROLS = {
-    "sft_tools": {"packed": 'packing="separate"', "joined": 'packing="joined"'},
+    "sft_tools": {"joined": 'packing="joined"'},
     "sft_long": {"uncut": "chains.truncated_share=0.0"},
 }
+NO_MODEL = ("reward",)
+"""Checkpoints that answer nothing."""
+OVER_BUDGETS = ("sft", "sft_long", "sft_long.uncut", "merge")
 NUM_BUDGET_QUESTIONS = 192
+REPORTED = {
+    "ifeval_rl": ("before.reward.no_think", "after.reward.no_think", "max_logprob_gap"),
+    "dpo": ("held_out.reward.no_think.round_",),
+    "reward": ("held_out.accuracy",),
+    "rlhf": ("before.gold.", "after.gold.", "last.gold.", "chosen_step", "max_logprob_gap"),
+    "merge": ("alpha", "kept", "score."),
+}
+"""What the table takes from the stages' own held-out figures, by the beginning of their names."""
 
 
 def stages_of(seed: int, *changes: str) -> dict[str, Stage]:
     """Return the recipe's stages with this seed and some changes."""
     overrides = [f"{key}.seed={100 * seed + n}" for n, key in enumerate(TRAINED)]
+    overrides.append(f"dpo.rounds.seed={100 * seed}")
     recipe = read_recipe(RECIPE, [*overrides, *changes])
     return {stage.file.key: stage for stage in check_recipe(recipe)}
 
 
 def train(given: Path, out: Path, seed: int) -> dict[str, Path]:
-    """Run the stages and the controls of one seed; return every checkpoint by name."""
+    """Run the stages and the controls of one seed; return every folder by name."""
     folders = {"pretrain": given / "04_pretrain"}
     for key in TRAINED:
         folders[key] = run_stage(stages_of(seed)[key], out, folders)
@@ -52,23 +66,46 @@ def train(given: Path, out: Path, seed: int) -> dict[str, Path]:
     return folders
 
 
-def measure(checkpoint: Path, panel: Path, questions: Path, settings: EvalSettings) -> dict:
-    """Return the panel's scores, and accuracy and well-formedness at every budget."""
-    engine = Engine.from_path(checkpoint / "model", max_num_seqs=64, max_context=1024)
-    answer = answers_of(engine)
-    asked = read_questions(panel)
-    verifiers = {q.verifier: load_verifier(VERIFIERS[q.verifier]) for q in asked}
-    scores = panel_scores(asked, answer, verifiers, settings.max_tokens)
-    asked = read_questions(questions, NUM_BUDGET_QUESTIONS)
-    for way in settings.ways_of_asking():
+def measure(name: str, folders: dict[str, Path], settings: EvalSettings) -> dict[str, float]:
+    """Return a checkpoint's scores on the panel, and over budgets where they are the question."""
+    engine = Engine.from_path(folders[name] / "model", max_num_seqs=64, max_context=1024)
+    asked = read_questions(folders["sft_tools"] / "data" / "test.jsonl")
+    scores = panel_scores(asked, answers_of(engine), verifiers_of(asked), settings.max_tokens)
+    asked = read_questions(folders["sft"] / "data" / "test.jsonl", NUM_BUDGET_QUESTIONS)
+    for way in settings.ways_of_asking() if name in OVER_BUDGETS else []:
         if way.name.endswith(FREE):
-            result = summarise(way, ask(asked, way, engine.generate, verifiers))
-            name = way.name.removesuffix(FREE)
-            scores[f"accuracy.{name}"] = result.overall.accuracy
-            scores[f"well_formed.{name}"] = result.well_formed
-            for family, mean in result.families.items():
-                scores[f"accuracy.{name}.{family}"] = mean.accuracy
+            result = summarise(way, ask(asked, way, engine.generate, verifiers_of(asked)))
+            setting = way.name.removesuffix(FREE)
+            scores[f"accuracy.{setting}"] = result.overall.accuracy
+            scores[f"well_formed.{setting}"] = result.well_formed
+            scores[f"accuracy.{setting}.last"] = result.families["last"].accuracy
     return scores
+
+
+def figures(folders: dict[str, Path], settings: EvalSettings) -> dict[str, float]:
+    """Return all figures of a seed by name, `<checkpoint>.<score>`."""
+    found: dict[str, float] = {}
+    for name, folder in folders.items():
+        metrics = read_manifest(folder)["metrics"]
+        chosen = {key: v for key, v in metrics.items() if key.startswith(REPORTED.get(name, ()))}
+        if name not in NO_MODEL:
+            file = folder / "scores.json"
+            if not file.exists():
+                write_json(file, measure(name, folders, settings))
+            chosen |= json.loads(file.read_text(encoding="utf-8"))
+        found |= {f"{name}.{key}": value for key, value in chosen.items()}
+    return found
+
+
+def table(by_seed: dict[int, dict[str, float]]) -> str:
+    """Return the figures of all seeds as a table in Markdown."""
+    seeds = " / ".join(map(str, by_seed))
+    lines = [f"| figure | mean | seeds {seeds} |", "|---|---|---|"]
+    for name in next(iter(by_seed.values())):
+        values = [each[name] for each in by_seed.values() if name in each]
+        shown = " / ".join(f"{value:.3g}" for value in values)
+        lines.append(f"| {name} | {sum(values) / len(values):.3g} | {shown} |")
+    return "\n".join(lines)
 
 
 def main(given: Path, out: Path, seeds: list[int]) -> None:
@@ -76,17 +113,8 @@ def main(given: Path, out: Path, seeds: list[int]) -> None:
     torch.set_num_threads(1)
     settings = stages_of(0)["eval"].settings
     assert isinstance(settings, EvalSettings)
-    for seed in seeds:
-        folders = train(given, out / f"seed_{seed}", seed)
-        panel, questions = folders["sft_tools"], folders["sft"]
-        for name, folder in folders.items():
-            file = folder / "scores.json"
-            if not file.exists():
-                scores = measure(
-                    folder, panel / "data/test.jsonl", questions / "data/test.jsonl", settings
-                )
-                write_json(file, scores)
-            print(json.dumps({"seed": seed, "checkpoint": name, **json.loads(file.read_text())}))
+    by_seed = {seed: figures(train(given, out / f"seed_{seed}", seed), settings) for seed in seeds}
+    print(table(by_seed))
 
 
 if __name__ == "__main__":

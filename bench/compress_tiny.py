@@ -2,9 +2,10 @@
 
     python bench/compress_tiny.py runs/tiny --seeds 1 2 3 --out /tmp/compress_tiny
 
-`runs/tiny` is a finished run of the recipe: its curated data are used again, and its compression
-says which shape. For every seed a parent is trained; from each parent five children are made:
-cut, compared with it by KL on held-out text, distilled, asked held-out questions with thinking on.
+`runs/tiny` is a run of the recipe, finished up to the blend: its curated data are used again. For
+every seed a parent is trained. The recipe's search on the first of them says which shape; from each
+parent five children are made: cut, compared with it by KL on held-out text, distilled, asked
+held-out questions with thinking on.
 
     importance   as the recipe does it
     random       as much of the same layers, chosen by chance
@@ -73,8 +74,12 @@ def trained_parent(run: Path, out: Path, seed: int) -> Path:
     return folder / "tiny"
 
 
-def shape_of(search: Path) -> dict[str, Any]:
-    """Return ranges that allow one shape, that of a finished search."""
+def searched_shape(parent: Path, search: Path) -> dict[str, Any]:
+    """Return ranges that allow one shape: what the recipe's search on a parent chooses."""
+    if not (search / "candidates.json").exists():
+        sft = stage_of(parent, "sft")
+        table = compress_stage.CompressSettings.parse(settings("compress", {}), "compress")
+        compress_stage.run(table, {"model": sft, "conversations": sft}, search)
     found = json.loads((search / "candidates.json").read_text())
     [child] = [r for r in found["ranked"] if r["name"] == found["finalists"][0]]
     widths = ("hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim")
@@ -94,7 +99,7 @@ def accuracy(model: Path, questions: Path, num_questions: int) -> float:
 
 
 def make_child(
-    parent: Path, out: Path, name: str, seed: int, shape: dict[str, Any], num_tokens: int
+    parent: Path, out: Path, name: str, seed: int, shape: dict[str, Any]
 ) -> dict[str, float]:
     """Cut and distil one variant into `out`; return what the two stages measured."""
     sft = stage_of(parent, "sft")
@@ -102,8 +107,7 @@ def make_child(
     one = {"max_ranked": 1, "top_k": 1, "memory": "1GiB", "seed": seed}
     table = compress_stage.CompressSettings.parse(settings("compress", changes | one), "compress")
     cut = compress_stage.run(table, {"model": sft, "conversations": sft}, out / "cut")
-    phases = [{"tokens": num_tokens, "sequence_tokens": 256, "rows_per_batch": 12}]
-    changes = VARIANTS[name].get("distill", {}) | {"seed": seed, "phases": phases}
+    changes = VARIANTS[name].get("distill", {}) | {"seed": seed}
     table = distill.DistillSettings.parse(settings("distill", changes), "distill")
     texts = {"conversations": sft, "blend": stage_of(parent, "blend")}
     distilled = distill.run(table, texts | {"student": out / "cut", "teacher": sft}, out / "child")
@@ -115,10 +119,11 @@ def make_child(
     }
 
 
-def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+def measure(
+    options: argparse.Namespace, parent: Path, shape: dict[str, Any], seed: int
+) -> dict[str, dict[str, float]]:
     """Return what was found out about the parent of a seed and its children."""
-    out, parent = options.out, trained_parent(options.run, options.out, seed)
-    sft, shape = stage_of(parent, "sft"), shape_of(stage_of(options.run, "compress"))
+    out, sft = options.out, stage_of(parent, "sft")
     found: dict[str, dict[str, float]] = {}
     for name in ("parent", *options.variants):
         result = out / f"{name}-{seed}.json"
@@ -126,7 +131,7 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float
             child = out / f"{name}-{seed}"
             facts = {}
             if name != "parent":
-                facts = make_child(parent, child, name, seed, shape, options.tokens)
+                facts = make_child(parent, child, name, seed, shape)
             model = sft if name == "parent" else child / "child"
             write_json(result, facts | {"accuracy": accuracy(model, sft, options.questions)})
         found[name] = json.loads(result.read_text())
@@ -142,10 +147,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--questions", type=int, default=192)
-    parser.add_argument("--tokens", type=int, default=400_000, help="of distillation")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    found = [measure(options, seed) for seed in options.seeds]
+    parents = {seed: trained_parent(options.run, options.out, seed) for seed in options.seeds}
+    shape = searched_shape(parents[options.seeds[0]], options.out / "search")
+    found = [measure(options, parent, shape, seed) for seed, parent in parents.items()]
     for name in ("parent", *options.variants):
         for key in found[0][name]:
             values = [parent[name][key] for parent in found]

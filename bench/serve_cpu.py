@@ -1,6 +1,7 @@
 """The engine on a processor, beside transformers' NemotronH of the same weights in bfloat16.
 
-    overhead   share of an engine's decode step that is not the model's forward, batch 1 and 8
+    overhead   share of an engine's decode step that is not the model's forward, batch 1 and 8,
+               greedy and sampled at the model card's temperature 0.6 and top-p 0.95
     profile    what takes the time of a decode step
     decode     tokens/s at context 512, batch 1 and 8, greedy
     prefill    tokens/s of a prompt of 4,096 tokens, its first output token included
@@ -48,6 +49,7 @@ SHAPES = {
 """Hybrids with the 9B's head width P = 80, groups G = 8 and proportions."""
 NUM_TURNS, TURN_TOKENS, REPLY_TOKENS, SYSTEM_TOKENS = 20, 60, 100, 300
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
+SAMPLED = SamplingParams(temperature=0.6, top_p=0.95, ignore_eos=True)
 
 
 def clock() -> float:
@@ -91,20 +93,24 @@ def make_engine(model: HybridLM, **options: Any) -> Engine:
     return Engine(model, tokenizer, max_num_seqs=8, max_context=8192, **options)
 
 
-def start_decoding(engine: Engine, batch: int, context: int) -> None:
+def start_decoding(
+    engine: Engine, batch: int, context: int, params: SamplingParams = GREEDY
+) -> None:
     """Let `batch` requests of `context` tokens read their prompts."""
     for row in range(batch):
-        engine.submit(random_ids(engine.model, context, row), GREEDY)
+        engine.submit(random_ids(engine.model, context, row), params)
     while engine.stats().num_waiting or any(
         job.generation.num_pending > 1 for job in engine._loop.scheduler.running
     ):
         engine.step()
 
 
-def overhead_row(model: HybridLM, batch: int, context: int, steps: int) -> str:
+def overhead_row(
+    model: HybridLM, batch: int, context: int, steps: int, params: SamplingParams
+) -> str:
     """Time steps and the forwards inside them."""
     engine = make_engine(model, prefix_cache=False)
-    start_decoding(engine, batch, context)
+    start_decoding(engine, batch, context, params)
     inside = 0.0
     forward = model.forward
 
@@ -123,8 +129,9 @@ def overhead_row(model: HybridLM, batch: int, context: int, steps: int) -> str:
         durations.append(clock() - started)
         shares.append(1 - inside / durations[-1])
     model.forward = forward
+    way = "sampled" if params.temperature else "greedy"
     return (
-        f"| overhead, batch {batch} | {statistics.median(durations) * 1e3:.2f} ms a step "
+        f"| overhead, batch {batch}, {way} | {statistics.median(durations) * 1e3:.2f} ms a step "
         f"| {statistics.median(shares):.1%} is not the forward |"
     )
 
@@ -260,7 +267,8 @@ def main() -> None:
     millions = model.spec.num_parameters / 1e6
     for batch in (1, 8):
         if "overhead" in only:
-            add(overhead_row(model, batch, context, 2 * steps))
+            for params in (GREEDY, SAMPLED):
+                add(overhead_row(model, batch, context, 2 * steps, params))
         if "profile" in only:
             add(profile_row(model, batch, context, steps))
         if "decode" in only:

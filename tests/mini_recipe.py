@@ -8,7 +8,8 @@ OVERRIDES = [
     "curate.categories={ "
     'english = { languages = ["en"], extractor = "resiliparse", installed = ['
     '{ pages = ["stdlib/pydoc_data/topics.py"], max_pages = 40 } ] }, '
-    'code = { content = "code", installed = [{ pages = ["stdlib/[a-d]*.py"], max_pages = 8 }] } }',
+    'code = { content = "code", code = { detect_licences = false }, '
+    'installed = [{ pages = ["stdlib/[a-d]*.py"], max_pages = 8 }] } }',
     "curate.workers=1",
     "curate.validation_share=0.1",
     "tokenizer.vocab_size=400",
@@ -53,6 +54,25 @@ OVERRIDES = [
     "ifeval_rl.instructions.num_train=6",
     "ifeval_rl.instructions.num_test=2",
     "ifeval_rl.checkpoint_every_steps=2",
+    # An untrained model does no task right, but its letters differ.
+    "dpo.rounds={ num_rounds = 2, group_size = 4, max_prompt_tokens = 128, max_tokens = 24, "
+    "letters = { num_train = 12, num_test = 4 } }",
+    "dpo.tokens_per_batch=1024",
+    "dpo.checkpoint_every_steps=1",
+    "reward.letters.num_train=24",
+    "reward.tokens_per_batch=512",
+    "reward.checkpoint_every_steps=1",
+    "rlhf.num_steps=3",
+    "rlhf.group_size=2",
+    "rlhf.prompts_per_batch=2",
+    "rlhf.max_tokens=12",
+    "rlhf.evaluate_every_steps=1",
+    "rlhf.checkpoint_every_steps=2",
+    "rlhf.letters.num_train=6",
+    "rlhf.letters.num_test=4",
+    "merge.alphas=[0.25, 0.5]",
+    "merge.tasks={ letters = { max_prompt_tokens = 128, max_tokens = 12, "
+    "letters = { num_test = 8 } } }",
     "compress.memory=2560KiB",
     "compress.calibration_rows=6",
     "compress.row_tokens=128",

@@ -16,6 +16,7 @@ from plait.core.run_folder import read_manifest
 PLAIT = str(Path(sys.executable).with_name("plait"))
 STAGES = ["01_curate", "02_tokenizer", "03_blend", "04_pretrain", "05_sft"]
 STAGES += ["06_sft_tools", "07_sft_long", "08_ifeval_rl"]
+STAGES += ["09_dpo", "10_reward", "11_rlhf", "12_merge"]
 STAGES += ["13_compress", "14_distill", "15_eval", "16_eval_child"]
 
 
@@ -32,6 +33,9 @@ def test_summary_has_the_promised_keys(run_directory):
     promised += ["compress.parameters", "compress.kl", "eval_child.accuracy.think"]
     promised += ["eval.tool_calls.exact", "eval.instructions.strict"]
     promised += ["eval.uncut.accuracy.budget_0", "ifeval_rl.after.reward.no_think"]
+    promised += ["dpo.held_out.reward.no_think.round_2", "reward.held_out.accuracy"]
+    promised += ["rlhf.before.gold.think", "rlhf.after.gold.no_think", "rlhf.chosen_step"]
+    promised += ["merge.alpha", "merge.kept", "merge.score.letters.alpha_0.5"]
     promised += ["eval.bits_per_byte.code", "run.wall_s", "run.peak_memory_gib"]
     assert set(promised) <= set(summary)
     assert all(isinstance(value, float | int) for value in summary.values())
@@ -42,7 +46,7 @@ def test_summary_has_the_promised_keys(run_directory):
 
 def test_the_report_is_one_page_with_its_figures(run_directory):
     page = (run_directory / "report.html").read_text()
-    assert page.count("<svg") >= 4
+    assert page.count("<svg") >= 6
     assert "http-equiv" not in page
     assert "src=" not in page
 

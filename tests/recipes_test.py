@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from plait.align.public_sets import FORMS
 from plait.cli.align import VERBS
 from plait.cli.run import STAGES, check_recipe
 from plait.compress.distill_stage import DistillSettings
@@ -56,9 +57,42 @@ def test_the_report_s_numbers():
     assert pretrain.total_tokens == 20 * 10**12
     assert pretrain.decay_tokens == 36 * 10**11
     assert [phase.until for phase in blend.phases] == [0.6, 0.9, 1.0]
-    assert len(blend.phases[0].weights) == 13
+    # The report's 13, mathematics in its two subsets.
+    assert len(blend.phases[0].weights) == 14
     assert extend.schedule.num_steps == 3004
     assert extend.schedule.rate(0) == extend.schedule.rate(3003) == 4.5e-6
+
+
+def test_the_report_s_alignment():
+    stages = {s.file.key: s for s in check_recipe(read_recipe(RECIPES[0].parent / "nano-12b-v2"))}
+    order = "sft sft_tools sft_long ifeval_rl dpo reward rlhf merge"
+    assert list(stages)[-8:] == order.split()
+    settings = {key: stage.settings for key, stage in stages.items()}
+    fine_tuning = [settings[key] for key in order.split()[:3]]
+    assert [each.packing for each in fine_tuning] == ["separate", "off", "separate"]
+    assert [each.tokens_per_batch for each in fine_tuning] == [131_072] * 3
+    assert [each.traces.reasoning_off_share for each in fine_tuning] == [0.1, 0, 0]
+    assert [each.traces.truncated_share > 0 for each in fine_tuning] == [False, False, True]
+    assert fine_tuning[2].traces.truncated_tokens == (1000, 2000)
+    follow = settings["ifeval_rl"]
+    assert follow.num_steps * follow.accumulation * follow.prompts_per_batch == 16_000
+    assert settings["dpo"].rounds.workbench.num_distractors == 27
+    assert 0 < settings["rlhf"].thinking_share < 1
+    assert settings["merge"].alphas == tuple(n / 10 for n in range(1, 10))
+    forms = {name.partition(":")[0] for s in settings.values() for name in getattr(s, "files", ())}
+    assert forms & set(FORMS) == set(FORMS) - {"chat_prompts", "when2call_preferences"}
+
+
+def test_the_alignment_of_both_models_reads_the_same_way():
+    """Nothing but the lengths of answers differs between the 12B's and the 9B's."""
+    both = []
+    for name in ("nano-12b-v2", "nano-9b-v2"):
+        stages = {s.key: s.table for s in read_recipe(RECIPES[0].parent / name).stages}
+        both.append([stages[key] for key in ("dpo", "rlhf", "reward")])
+    for one, other in zip(*both, strict=True):
+        assert set(other) <= set(one)
+        for key in ("beta", "num_rounds", "policy", "learning_rate", "files", "group_size"):
+            assert one.get(key) == other.get(key)
 
 
 def test_the_report_s_compression():
@@ -95,8 +129,10 @@ def test_the_report_s_compression():
 
 
 def test_every_kind_of_stage_is_run():
-    """By the tiny recipe, or as a verb of its own with its test in cli/align_test or synth_test."""
+    """By the tiny recipe, as a verb of its own, or in cli/synth_test and cli/curate_stage_test."""
     tiny = read_recipe(RECIPES[0].parent / "tiny")
-    assert {s.kind for s in tiny.stages} | {verb.__name__ for verb in VERBS} | {"synth"} == set(
-        STAGES
-    )
+    assert {s.kind for s in tiny.stages} | {verb.__name__ for verb in VERBS} | {
+        "synth",
+        "student",
+        "decontaminate",
+    } == set(STAGES)

@@ -61,6 +61,9 @@ class ChainSettings(Settings):
     chain_lengths: tuple[int, ...] = (2, 3, 4, 5)
     reasoning_off_share: float = Field(0.10, ge=0, le=1)
     """Share of training samples with the trace removed (report section 3.2: about 10 %)."""
+    traced_families: tuple[Family, ...] = ()
+    """Families whose traces are never removed as a whole; what a model answers when such a trace is
+    cut short shows what cut traces have taught it, not what samples without any have."""
     truncated_share: float = Field(0.05, ge=0, le=1)
     """Share of training samples whose trace stops early while the answer stays (report section 1:
     about 5 %)."""
@@ -162,8 +165,8 @@ def train_conversations(settings: ChainSettings, seed: int) -> Iterator[dict[str
         draw = rng.random()
         assistant: dict[str, str] = {"role": "assistant", "content": item.answer}
         lines = item.trace
-        if draw >= settings.reasoning_off_share:
-            if draw < settings.reasoning_off_share + settings.truncated_share:
+        if draw >= settings.reasoning_off_share or item.family in settings.traced_families:
+            if 0 <= draw - settings.reasoning_off_share < settings.truncated_share:
                 lines = lines[: rng.randrange(len(lines))]
             assistant["reasoning_content"] = "\n".join(lines)
         yield {

@@ -133,6 +133,26 @@ def test_shares_may_be_nothing_or_everything():
     assert not any("reasoning_content" in message for message in messages)
 
 
+def test_some_families_always_show_a_trace():
+    settings = ChainSettings(
+        num_train=240,
+        families=("sum", "last"),
+        traced_families=("last",),
+        reasoning_off_share=0.5,
+        truncated_share=0.5,
+    )
+    kept = {"sum": [], "last": []}
+    for index, record in enumerate(chains.train_conversations(settings, 0)):
+        trace = record["messages"][-1].get("reasoning_content")
+        whole = "\n".join(chain_item(settings, 0, "train", index).trace)
+        kept[record["family"]].append("off" if trace is None else trace == whole)
+    # the draw that takes a sum's whole trace leaves that of the other family as it is
+    assert "off" not in kept["last"]
+    for ways in (kept["sum"].count("off"), kept["last"].count(True)):
+        assert ways / 120 == pytest.approx(0.5, abs=0.18)
+    assert True not in kept["sum"]
+
+
 def test_held_out_questions_carry_their_reference():
     settings = ChainSettings(num_test=50)
     questions = list(chains.held_out_questions(settings, 0))

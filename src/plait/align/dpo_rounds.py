@@ -4,10 +4,13 @@
 
 So the report tunes tool use (section 3.2): positives and negatives of each round come from the
 checkpoint before it. Each round's reference is the model that made its pairs. What is done lies in
-`pairs_N/` and `round_N/`; a run that is started again goes on from there.
+`pairs_N/` and `round_N/`; a run that is started again goes on from there. A round whose prompts all
+have equally good answers teaches nothing, says so and leaves the model as it is.
 """
 
 import json
+import logging
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,15 +22,19 @@ from pydantic import Field
 from plait.align import pairs_stage
 from plait.align.held_out import held_out_scores
 from plait.align.judge import judge_of
-from plait.align.pairs_stage import PairsSettings
+from plait.align.pairs_stage import NoPairsError, PairsSettings
 from plait.align.prompts import check_apart, gather_prompts
 from plait.align.records import Refusals, existing_files
+from plait.align.rollout import read_groups
+from plait.align.sampling import mean_reward
 from plait.align.verify import VerifierPool
-from plait.core.artifact import write_json
+from plait.core.artifact import atomic_directory, write_json
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
 from plait.train.fit import load_masters
+
+logger = logging.getLogger(__name__)
 
 Learn = Callable[[Mapping[str, Path], Path], dict[str, float]]
 """Tune `inputs["model"]` on `inputs["pairs"]` into a folder; returns its metrics."""
@@ -64,16 +71,34 @@ def run_rounds(
     for number in range(1, settings.num_rounds + 1):
         pairs = out / f"pairs_{number}"
         learnt = out if number == settings.num_rounds else out / f"round_{number}"
-        if not (pairs / "made.json").exists():
-            made = pairs_stage.run(settings.pairs(number), {**inputs, "model": model}, pairs)
-            write_json(pairs / "made.json", made)
-        made = json.loads((pairs / "made.json").read_text(encoding="utf-8"))
+        made = _pairs(settings.pairs(number), {**inputs, "model": model}, pairs)
         figures |= {f"round_{number}.{name}": made[name] for name in ("pairs", "reward")}
         if learnt == out or not (learnt / "model").exists():
-            metrics = learn({"model": model, "pairs": pairs}, learnt)
+            if made["pairs"]:
+                metrics = learn({"model": model, "pairs": pairs}, learnt)
+            else:
+                _keep(model, learnt)
         model = learnt
         figures |= _scores(settings, {**inputs, "model": model}, out, number)
     return metrics | figures
+
+
+def _pairs(settings: PairsSettings, inputs: Mapping[str, Path], out: Path) -> dict[str, float]:
+    """Make the pairs of a round unless they are there; return what was counted."""
+    file = out / "made.json"
+    if not file.exists():
+        try:
+            made = pairs_stage.run(settings, {**inputs}, out)
+        except NoPairsError as error:
+            logger.warning("%s: %s", out.name, error)
+            made = {"pairs": 0.0, "reward": mean_reward(read_groups(out / "rollouts.jsonl"))}
+        write_json(file, made)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _keep(model: Path, learnt: Path) -> None:
+    with atomic_directory(learnt / "model") as partial:
+        shutil.copytree(model_directory(model), partial, dirs_exist_ok=True)
 
 
 @torch.no_grad()

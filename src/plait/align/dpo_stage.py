@@ -9,7 +9,7 @@ The report tunes tool use this way, on pairs of the current model's own successe
 (section 3.2); it gives neither beta nor rates, so the defaults are those of public recipes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +30,7 @@ from plait.align.records import Refusals, read_records
 from plait.align.tune import (
     EpochSettings,
     load_for_tuning,
+    on_one_process,
     preference_files,
     training_metrics,
     tune,
@@ -60,6 +61,14 @@ class DpoSettings(EpochSettings):
             )
         return self
 
+    def lacks(self, roles: Collection[str]) -> str | None:
+        """Ask for data."""
+        if self.files or self.rounds or "pairs" in roles:
+            return None
+        return (
+            "needs data: a list `files`, a table `rounds`, or an earlier stage as the input `pairs`"
+        )
+
     def files_read(self) -> list[Path]:
         """Return the user's files."""
         own = self.rounds.files_read() if self.rounds else []
@@ -74,6 +83,7 @@ def run(settings: DpoSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
     with session(settings.num_threads):
         if settings.rounds is None:
             return learn_pairs(settings, inputs, out)
+        on_one_process("dpo with rounds")
         return run_rounds(settings.rounds, inputs, out, partial(learn_pairs, settings))
 
 

@@ -172,6 +172,7 @@ class RolloutBatches:
         self._keep_rounds, self._reference = keep_rounds, reference
         self._round = self._index = 0
         self._groups: Groups | None = None
+        self._warned = False
 
     def __next__(self) -> PolicyBatch:
         if self._index == self._batches_per_round:
@@ -207,6 +208,15 @@ class RolloutBatches:
         write_groups(self._file(self._round), groups)
         self._file(self._round - self._keep_rounds).unlink(missing_ok=True)
         check_judged(groups)
+        if not self._warned and all(len({r.reward for r in group}) == 1 for group in groups):
+            self._warned = True
+            logger.warning(
+                "round %d: the answers to each prompt have equal rewards (%s), so there is nothing "
+                "to learn; if that goes on, the prompts are too hard or too easy, or max_tokens "
+                "cuts every answer off",
+                self._round,
+                groups[0][0].reward,
+            )
         return groups
 
     def _file(self, number: int) -> Path:

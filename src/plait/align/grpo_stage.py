@@ -31,19 +31,18 @@ from plait.align.sampling import Judge, sample_groups
 from plait.align.tune import (
     TuneSettings,
     load_for_tuning,
+    on_one_process,
     training_metrics,
     tune,
     write_tuned,
 )
 from plait.align.verify import VerifierPool
 from plait.core.artifact import write_json
-from plait.core.errors import ConfigError
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
 from plait.engine.engine import Engine
 from plait.model.lm import HybridLM
-from plait.train import parallel
 from plait.train.fit import load_masters, session
 from plait.train.precision import set_precision
 
@@ -93,8 +92,7 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     source = inputs["model"]
     pool = VerifierPool(settings.verify_workers, settings.verify_timeout_s)
     with session(settings.num_threads), pool:
-        if parallel.num_processes() > 1:
-            raise ConfigError("the stage `grpo` runs on one process; start it without torchrun")
+        on_one_process("the stage `grpo`")
         model = load_for_tuning(source, settings)
         tokenizer = Tokenizer.from_directory(model_directory(source))
         engine = settings.engine(model, tokenizer)
@@ -134,6 +132,7 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         )
     metrics = training_metrics(result) | {"prompts": float(len(prompts))}
     metrics["rows_refused"] = float(len(refusals.reasons))
+    metrics["max_logprob_gap"] = largest_gap(out / "metrics.jsonl")
     chosen = result.position.step
     if settings.choose_step and tests:
         chosen = examiner.restore_best()
@@ -144,6 +143,13 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         scores = result.evaluations.get(step, {})
         metrics |= {f"{when}.{name}": value for name, value in scores.items()}
     return metrics
+
+
+def largest_gap(file: Path) -> float:
+    """Return the largest difference between trainer and engine, in log-probabilities of sampled
+    tokens, that any step of a run has recorded."""
+    steps = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return max(step.get("max_logprob_gap", 0.0) for step in steps)
 
 
 class _Sampler:

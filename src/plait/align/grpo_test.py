@@ -151,9 +151,10 @@ def test_rollouts_come_back_from_their_file_bit_for_bit(groups, tmp_path):
     ("record", "message"),
     [
         ({"prompt": "Q", "verifier": "nmber"}, r"no verifier 'nmber'; did you mean 'number'"),
-        ({"verifier": "number"}, "a list of messages under `prompt`"),
+        ({"verifier": "number"}, "a list of messages under `prompt`; its keys: verifier"),
+        ({"prompt": "Q", "verifier": "number"}, "needs a `reference`"),
         (
-            {"prompt": "x" * 400, "verifier": "number"},
+            {"prompt": "x" * 400, "verifier": "number", "reference": "1"},
             r"the prompt has \d+ tokens, more than the 100 that max_prompt_tokens",
         ),
     ],
@@ -199,6 +200,7 @@ def test_a_run_killed_in_mid_round_resumes_to_the_same_model(base_model, tmp_pat
     assert metrics["kl"] > 0
     lines = [json.loads(x) for x in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [("max_logprob_gap" in line) for line in lines] == [True, False, True, False]
+    assert metrics["max_logprob_gap"] == max(line.get("max_logprob_gap", 0) for line in lines) > 0
 
     class Crash(BaseException):
         pass
@@ -222,7 +224,9 @@ def test_a_run_killed_in_mid_round_resumes_to_the_same_model(base_model, tmp_pat
         assert len(digests) == 1, name
 
 
-def test_a_run_survives_a_verifier_that_crashes_on_one_prompt(base_model, tmp_path, monkeypatch):
+def test_a_run_survives_a_verifier_that_crashes_on_one_prompt(
+    base_model, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setitem(VERIFIERS, "odd", "operator:index")  # takes no three arguments
     chosen = settings(
         tmp_path,
@@ -237,3 +241,5 @@ def test_a_run_survives_a_verifier_that_crashes_on_one_prompt(base_model, tmp_pa
     file.write_text("\n".join([first.replace('"number"', '"odd"'), *rest]))
     metrics = run(chosen, {"model": base_model}, tmp_path / "out")
     assert metrics["unjudged"] == 0.25
+    # An untrained model is never right.
+    assert "the answers to each prompt have equal rewards" in caplog.text

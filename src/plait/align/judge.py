@@ -12,6 +12,7 @@ from plait.align.rollout import Prompt
 from plait.align.sampling import Judge
 from plait.align.sft import sample_of
 from plait.align.verify import Job, Outcome, VerifierPool
+from plait.core.errors import RequestError
 from plait.core.run_folder import model_directory
 from plait.data.pack import Sample, pack
 from plait.data.tokenizer import Tokenizer
@@ -66,7 +67,10 @@ def model_judge(source: Path) -> Judge:
     def judge(prompt: Prompt, completion: Completion) -> Callable[[], Outcome]:
         number = next(numbers)
         turn = {"role": "assistant", "content": completion.content}
-        waiting[number] = sample_of([*prompt.messages, turn], prompt.tools, tokenizer)
+        try:
+            waiting[number] = sample_of([*prompt.messages, turn], prompt.tools, tokenizer)
+        except RequestError as error:  # the reward model's template may differ from the policy's
+            outcomes[number] = Outcome(None, str(error))
 
         def outcome() -> Outcome:
             if number in waiting:

@@ -10,6 +10,7 @@ never a model.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -26,8 +27,9 @@ from plait.core.errors import CheckpointError, ConfigError
 from plait.core.run_folder import model_directory
 from plait.model.hf_config import read_spec
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+logger = logging.getLogger(__name__)
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 Scores = dict[str, float]
 """By task."""
@@ -128,6 +130,11 @@ def kept(scores: Scores, parents: Sequence[Scores]) -> float:
 
 def best(points: Sequence[SweepPoint], parents: Sequence[Scores]) -> SweepPoint:
     """Return the point that keeps most of both parents; of equals, the one nearest to one half."""
+    if not any(score > 0 for parent in parents for score in parent.values()):
+        logger.warning(
+            "neither model scores more than 0 on any task, so nothing chooses between alphas: give "
+            "tasks that one of them can do, or raise max_tokens"
+        )
     return max(points, key=lambda p: (kept(p.scores, parents), -abs(p.alpha - 0.5)))
 
 

@@ -19,6 +19,7 @@ from plait.align.merge import Scores, SweepPoint, best, kept, merge, sweep
 from plait.align.prompts import gather_prompts
 from plait.align.records import Refusals, existing_files
 from plait.align.rollout import AskSettings, Prompt
+from plait.align.tune import on_one_process
 from plait.align.verify import VerifierPool
 from plait.core.artifact import write_json
 from plait.core.config import Settings
@@ -91,6 +92,7 @@ def run(settings: MergeSettings, inputs: dict[str, Path], out: Path) -> dict[str
         merge(a, b, settings.alphas[0], target)
         return {"alpha": settings.alphas[0]}
     with session(settings.num_threads):
+        on_one_process("the stage `merge`")
         refusals = Refusals(settings.strict)
         exam = _Exam(settings, a, refusals)
         refusals.report(out / "data" / "refused.txt")
@@ -103,7 +105,8 @@ def run(settings: MergeSettings, inputs: dict[str, Path], out: Path) -> dict[str
     alpha = best(allowed, _parents(choice)).alpha
     merge(a, b, alpha, target)
     shares = {p.alpha: kept(p.scores, _parents(reported)) for p in reported}
-    write_json(out / "sweep.json", [{**p._asdict(), "kept": shares[p.alpha]} for p in reported])
+    curve = [{**point._asdict(), "kept": shares[point.alpha]} for point in reported]
+    write_json(out / "sweep.json", {"chosen": alpha, "points": curve})
     return {
         "alpha": alpha,
         "kept": shares[alpha],

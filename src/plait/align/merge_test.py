@@ -104,6 +104,11 @@ def test_what_is_kept_is_the_worst_share_of_the_better_parent():
     assert best(points, parents).alpha == 0.9
 
 
+def test_a_choice_by_nothing_is_said_so(caplog):
+    assert best([SweepPoint(0.5, {"x": 0.0})], [{"x": 0.0}, {"x": 0.0}]).alpha == 0.5
+    assert "neither model scores more than 0" in caplog.text
+
+
 def test_of_equal_scores_the_middle_is_chosen():
     points = [SweepPoint(a, {"x": s}) for a, s in [(0.1, 3.0), (0.4, 3.0), (0.9, 3.0), (1.0, 2.0)]]
     assert best(points, [{"x": 3.0}]).alpha == 0.4

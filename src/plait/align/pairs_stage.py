@@ -25,7 +25,7 @@ from plait.align.prompts import gather_prompts
 from plait.align.records import Refusals, existing_files
 from plait.align.rollout import Prompt, Rollout, RolloutSettings, write_groups
 from plait.align.sampling import mean_reward, sample_groups
-from plait.align.tune import PAIRS_FILE
+from plait.align.tune import PAIRS_FILE, on_one_process
 from plait.align.verify import VerifierPool
 from plait.core.artifact import write_atomic
 from plait.core.errors import DataError
@@ -35,6 +35,10 @@ from plait.data.tokenizer import Tokenizer
 from plait.train.fit import load_masters, session
 
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class NoPairsError(DataError):
+    """Nothing to learn from: every prompt's answers are equally good."""
 
 
 class PairsSettings(RolloutSettings):
@@ -65,12 +69,13 @@ class PairsSettings(RolloutSettings):
 def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
     """Sample from `inputs["model"]` and write `out/pairs.jsonl`.
 
-    Raises: ConfigError for a file that does not exist; DataError if no prompt can be used, or no
-    group's rewards differ.
+    Raises: ConfigError for a file that does not exist; DataError if no prompt can be used;
+    NoPairsError if no group's rewards differ.
     """
     source = inputs["model"]
     pool = VerifierPool(settings.verify_workers, settings.verify_timeout_s)
     with session(settings.num_threads), pool, torch.no_grad():
+        on_one_process("sampling of pairs")
         tokenizer = Tokenizer.from_directory(model_directory(source))
         engine = settings.engine(load_masters(source), tokenizer)
         refusals = Refusals(settings.strict)
@@ -102,7 +107,7 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
     if not pairs:
         answers = [r for group in groups for r in group]
         cut_off = sum(r.finish_reason == "length" for r in answers)
-        raise DataError(
+        raise NoPairsError(
             f"none of {len(groups)} prompts has a better and a worse answer ({cut_off} of "
             f"{len(answers)} answers were cut off at max_tokens = {settings.max_tokens}); raise "
             "group_size or max_tokens, or ask harder or easier prompts"

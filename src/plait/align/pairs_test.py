@@ -7,7 +7,7 @@ from plait.align.dpo_stage import DpoSettings
 from plait.align.pairs_stage import PairsSettings, pair_of_group
 from plait.align.rollout import Prompt, Rollout
 from plait.align.verify import Outcome
-from plait.core.errors import ConfigError, DataError
+from plait.core.errors import DataError
 
 PROMPT = Prompt("q", [{"role": "user", "content": "Q"}], None, "number", "1")
 
@@ -83,8 +83,8 @@ def test_pairs_feed_dpo(base_model, tmp_path, monkeypatch):
     settings = DpoSettings.parse({"learning_rate": 1e-3, "num_threads": 1}, "recipe")
     metrics = dpo_stage.run(settings, inputs | {"pairs": tmp_path / "pairs"}, tmp_path / "dpo")
     assert metrics["pairs"] == 3
-    with pytest.raises(ConfigError, match="needs data: a list `files`, or an earlier stage"):
-        dpo_stage.run(settings, inputs, tmp_path / "none")
+    assert settings.lacks({"model", "pairs"}) is None
+    assert "needs data: a list `files`, a table `rounds`" in str(settings.lacks({"model"}))
 
 
 sample = pairs_stage.sample_groups

@@ -71,7 +71,7 @@ def build_pairs(
     if not pairs:
         raise DataError(
             f"no preference can be learnt from: {num_too_long} pairs exceed tokens_per_batch = "
-            f"{max_tokens}, {len(refusals.reasons)} rows refused"
+            f"{max_tokens}, {refusals.summary}"
         )
     return PairSet(pairs, num_too_long)
 

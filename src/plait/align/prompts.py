@@ -46,7 +46,7 @@ def gather_prompts(
         tasks = settings.workbench.tasks(seed, split)
         prompts += tool_prompts(tasks, tokenizer, max_tokens, refusals)
     if not prompts and split == "train":
-        raise DataError(f"no prompt to learn from; {len(refusals.reasons)} rows refused")
+        raise DataError(f"no prompt to learn from; {refusals.summary}")
     return prompts
 
 
@@ -115,6 +115,8 @@ def _prompt(record: Record, verified: bool) -> Prompt:
             verifier_place(verifier)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
+        if "reference" not in record:
+            raise DataError(f"{name}: needs a `reference`, which the verifier compares with")
     if verified and not isinstance(reference, str):
         reference = json.dumps(reference)
     return Prompt(name, messages, record.get("tools"), verifier, str(reference))

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from plait.align.instructed import instructed
 from plait.core.errors import DataError
 
 Row = Mapping[str, Any]
@@ -38,6 +39,12 @@ def chat_prompts(row: Row) -> dict[str, Any] | None:
     if row["language"] != "English":
         return None
     return {"prompt": [_message("user", row["conversation"][0]["content"])]}
+
+
+def instructed_prompts(row: Row) -> dict[str, Any] | None:
+    """The same first messages, with instructions that the verifier `instruction` checks."""
+    record = chat_prompts(row)
+    return record and instructed(record["prompt"][0]["content"])
 
 
 def xlam(row: Row) -> dict[str, Any]:
@@ -110,6 +117,7 @@ FORMS: dict[str, Callable[[Row], dict[str, Any] | None]] = {
         helpsteer3,
         helpsteer3_prompts,
         chat_prompts,
+        instructed_prompts,
         xlam,
         glaive,
         when2call,

@@ -77,6 +77,7 @@ ROWS = {
     "helpsteer3": [helpsteer(-2), helpsteer(3), helpsteer(1)],
     "helpsteer3_prompts": [helpsteer(0), helpsteer(3), helpsteer(1)],
     "chat_prompts": [chat("English"), chat("English"), {**chat("English"), "country": "US"}],
+    "instructed_prompts": [chat("English"), chat("English"), {**chat("English"), "country": "US"}],
     "xlam": [xlam({"a": 2}), xlam({}), xlam({"a": "2"})],
     "glaive": [
         {"system": GLAIVE_SYSTEM, "chat": GLAIVE_CALL},
@@ -140,6 +141,7 @@ def test_preferences_point_the_right_way_and_ties_and_other_languages_are_left_o
     assert converted("helpsteer3_prompts", helpsteer(0))["prompt"] == USER
     assert converted("helpsteer3_prompts", helpsteer(1, "french")) is None
     assert converted("chat_prompts", chat("German")) is None
+    assert converted("instructed_prompts", chat("German")) is None
 
 
 def test_calls_and_traces_are_found_in_the_text():

@@ -58,6 +58,12 @@ class Refusals:
                 raise
             self.reasons.append(str(error))
 
+    @property
+    def summary(self) -> str:
+        """How many rows were refused, and why the first."""
+        first = f", the first: {self.reasons[0]}" if self.reasons else ""
+        return f"{len(self.reasons)} rows refused{first}"
+
     def report(self, file: Path) -> None:
         """Warn about what was refused and write all reasons to `file`, one a line."""
         if not self.reasons:
@@ -66,7 +72,7 @@ class Refusals:
         shown = "; ".join(self.reasons[:NUM_SHOWN])
         more = len(self.reasons) - NUM_SHOWN
         logger.warning(
-            "%d rows refused: %s%s. All are in %s; strict = true stops at the first",
+            "%d rows refused: %s%s. All are in %s; strict = true (--strict) stops at the first",
             len(self.reasons),
             shown,
             f"; and {more} more" if more > 0 else "",
@@ -176,7 +182,8 @@ def messages_under(record: Record, key: str) -> list[Message]:
     value = record.get(key)
     name = record.get("id", "a record")
     if not isinstance(value, list):
-        raise DataError(f"{name}: needs a list of messages under `{key}`")
+        known = ", ".join(found for found in record if found != "id") or "none"
+        raise DataError(f"{name}: needs a list of messages under `{key}`; its keys: {known}")
     if not value or not all(isinstance(m, Mapping) and m.get("role") for m in value):
         raise DataError(f"{name}: `{key}` holds messages, objects with role and content")
     return value
@@ -218,6 +225,8 @@ def preference_sides(record: Record) -> tuple[list[Message], list[Message], list
     sides = []
     for key in ("chosen", "rejected"):
         text = record.get(key)
+        if key == "chosen" and isinstance(text, str) and not text.strip():
+            raise DataError(f"{name}: `chosen` is empty")
         if isinstance(text, str):
             sides.append([{"role": "assistant", "content": text}])
         else:

@@ -125,6 +125,7 @@ def test_every_form_of_a_preference_that_trl_reads(record):
     [
         ({"prompt": "Q", "chosen": "x", "rejected": "x"}, "equal, so there is no preference"),
         ({"prompt": "Q", "chosen": "x"}, "a list of messages under `rejected`"),
+        ({"prompt": "Q", "chosen": " ", "rejected": "y"}, "`chosen` is empty"),
         ({"prompt": "", "chosen": "x", "rejected": "y"}, "a list of messages under `prompt`"),
         ({"chosen": "x", "rejected": "y"}, "no `prompt`"),
         ({"prompt": "Q", "chosen": [user("x")], "rejected": "y"}, "`chosen` must end with an"),

@@ -6,7 +6,7 @@ the way. Writes `model/` with its head (see `reward`), which `grpo` and `pairs` 
 `reward`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +17,11 @@ from plait.align.letters import LetterSettings, preferences
 from plait.align.preference import Pair, PairBatches, build_pairs, pack_pairs
 from plait.align.records import Refusals, read_records
 from plait.align.reward import RewardModel, pair_figures, reward_loss, save_reward_model
-from plait.align.tune import EpochSettings, preference_files, training_metrics
-from plait.core.errors import ConfigError
+from plait.align.tune import EpochSettings, on_one_process, preference_files, training_metrics
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
 from plait.data.pack import first_fit
 from plait.data.tokenizer import Tokenizer
-from plait.train import parallel
 from plait.train.fit import load_masters, session
 from plait.train.loop import TrainSettings, train
 from plait.train.precision import set_precision
@@ -43,6 +41,15 @@ class RewardSettings(EpochSettings):
             raise ValueError("lora: a reward model trains all weights; leave `lora` out")
         return self
 
+    def lacks(self, roles: Collection[str]) -> str | None:
+        """Ask for data."""
+        if self.files or self.letters or "pairs" in roles:
+            return None
+        return (
+            "needs data: a list `files`, a table `letters`, or an earlier stage as the input "
+            "`pairs`"
+        )
+
 
 def run(settings: RewardSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
     """Train a reward model from `inputs["model"]` and write it to `out/model`.
@@ -52,14 +59,12 @@ def run(settings: RewardSettings, inputs: dict[str, Path], out: Path) -> dict[st
     """
     source = inputs["model"]
     with session(settings.num_threads):
-        if parallel.num_processes() > 1:
-            raise ConfigError("the stage `reward` runs on one process; start it without torchrun")
+        on_one_process("the stage `reward`")
         model = RewardModel(set_precision(load_masters(source), settings.precision))
         tokenizer = Tokenizer.from_directory(model_directory(source))
         refusals = Refusals(settings.strict)
         records: list[Mapping[str, Any]] = []
-        if settings.files or "pairs" in inputs or settings.letters is None:
-            records += read_records(preference_files(settings.files, inputs), refusals)
+        records += read_records(preference_files(settings.files, inputs), refusals)
         if settings.letters is not None:
             records += preferences(settings.letters, mix_seed(settings.seed, "tasks"))
         data = build_pairs(records, tokenizer, settings.tokens_per_batch, refusals)

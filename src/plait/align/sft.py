@@ -25,6 +25,8 @@ class SampleSet(NamedTuple):
 
     samples: list[Sample]
     num_too_long: int
+    conversations: list[Conversation]
+    """Those of which samples were made."""
 
 
 def samples_of(conversation: Conversation, tokenizer: Tokenizer) -> list[Sample]:
@@ -77,12 +79,13 @@ def build_samples(
     """
     refusals = refusals or Refusals(strict=True)
     samples: list[Sample] = []
+    used: list[Conversation] = []
     num_too_long = 0
     for conversation in conversations:
         with refusals.row():
-            for sample in samples_of(conversation, tokenizer):
-                if len(sample.ids) > max_tokens:
-                    num_too_long += 1
-                else:
-                    samples.append(sample)
-    return SampleSet(samples, num_too_long)
+            found = samples_of(conversation, tokenizer)
+            fitting = [sample for sample in found if len(sample.ids) <= max_tokens]
+            num_too_long += len(found) - len(fitting)
+            samples += fitting
+            used += [conversation] if fitting else []
+    return SampleSet(samples, num_too_long, used)

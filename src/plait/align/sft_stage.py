@@ -1,34 +1,42 @@
 """The stage `sft`: fine-tune a model on conversations.
 
-Reads `model` (a run folder or any model directory with its tokenizer); conversations come from
-generated tasks, from JSONL files, or both. Writes `model/`, `data/train.jsonl` and, for
-generated tasks, `data/test.jsonl` with held-out questions.
+Reads `model` (a run folder or any model directory with its tokenizer). Conversations come from
+generated tasks, from the user's files, from earlier stages `synth` as the input `conversations`,
+and, a share of them, from earlier stages `sft` as the input `replay`, so that what those taught is
+not forgotten. Writes `model/`, `data/train.jsonl` and, for generated tasks, `data/test.jsonl` with
+held-out questions.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import model_validator
+from pydantic import Field
 
 from plait.align.batches import Packing, SampleRows
 from plait.align.generated import GeneratedTasks
 from plait.align.records import Refusals, read_records
 from plait.align.sft import SampleSet, build_samples
+from plait.align.traces import TraceSettings, with_shorter_traces
 from plait.align.tune import EpochSettings, load_for_tuning, training_metrics, tune
 from plait.core.artifact import write_atomic
 from plait.core.errors import DataError
 from plait.core.progress import track
+from plait.core.recipe import inputs_of
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
 from plait.data.loader import PackedBatch
 from plait.data.tokenizer import Tokenizer
 from plait.model.lm import HybridLM
+from plait.synth.sample import CONVERSATIONS_FILE
 from plait.train.fit import session
 from plait.train.loop import LossOutput
 from plait.train.losses import next_token_loss
+
+LEARNT_FILE = Path("data", "train.jsonl")
+"""Every conversation that a stage learns from."""
 
 
 class SftSettings(EpochSettings, GeneratedTasks):
@@ -38,14 +46,20 @@ class SftSettings(EpochSettings, GeneratedTasks):
     """How the samples of a batch share a row. The report packs its first stage and not its second,
     because that had hurt tool calling; it does not say whether its packed samples saw each other.
     Here they do not, unless "joined" says so; see `batches`."""
+    traces: TraceSettings = TraceSettings()
+    """What becomes of the traces of conversations that were not generated here; generated tasks
+    have shares of their own."""
+    replay_share: float = Field(0.1, gt=0, le=1)
+    """Share of the conversations of earlier stages, the input `replay`, that is learnt again."""
 
-    @model_validator(mode="after")
-    def _has_data(self) -> "SftSettings":
-        if not self.generates and not self.files:
-            raise ValueError(
-                "needs data: a list `files`, or a table `chains`, `instructions` or `tool_calls`"
-            )
-        return self
+    def lacks(self, roles: Collection[str]) -> str | None:
+        """Ask for data."""
+        if self.generates or self.files or {"conversations", "replay"} & set(roles):
+            return None
+        return (
+            "needs data: a list `files`, a table `chains`, `instructions`, `tool_calls` or "
+            "`letters`, or an earlier stage as the input `conversations` or `replay`"
+        )
 
 
 def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
@@ -58,7 +72,7 @@ def run(settings: SftSettings, inputs: dict[str, Path], out: Path) -> dict[str, 
         model = load_for_tuning(inputs["model"], settings)
         tokenizer = Tokenizer.from_directory(model_directory(inputs["model"]))
         refusals = Refusals(settings.strict)
-        data = _prepare(settings, tokenizer, out / "data", refusals)
+        data = _prepare(settings, inputs, tokenizer, out, refusals)
         batches = SampleRows(
             data.samples, settings.tokens_per_batch, settings.seed, settings.packing
         )
@@ -81,28 +95,49 @@ def rows_loss(model: HybridLM, rows: Sequence[PackedBatch]) -> LossOutput:
 
 
 def _prepare(
-    settings: SftSettings, tokenizer: Tokenizer, folder: Path, refusals: Refusals
+    settings: SftSettings,
+    inputs: Mapping[str, Path],
+    tokenizer: Tokenizer,
+    out: Path,
+    refusals: Refusals,
 ) -> SampleSet:
-    """Write the data that this run learns from and is tested on, and tokenise the former."""
-    conversations: list[Mapping[str, Any]] = []
+    """Tokenise what this run learns from, and write that and what it is tested on."""
     seed = mix_seed(settings.seed, "tasks")
-    conversations += read_records(settings.files, refusals)
+    conversations: list[Mapping[str, Any]] = []
+    for record in _given(settings, inputs, refusals):
+        with refusals.row():
+            conversations.append(
+                with_shorter_traces(record, settings.traces, tokenizer, settings.seed)
+            )
     conversations += settings.train_conversations(seed)
     questions = list(settings.held_out_questions(seed))
     check_disjoint(conversations, questions)
-    _write_jsonl(folder / "train.jsonl", conversations)
     if questions:
-        _write_jsonl(folder / "test.jsonl", questions)
+        _write_jsonl(out / "data" / "test.jsonl", questions)
     shown = track(conversations, "sft data", unit="conversations")
     data = build_samples(shown, tokenizer, settings.tokens_per_batch, refusals)
-    refusals.report(folder / "refused.txt")
+    refusals.report(out / "data" / "refused.txt")
     if not data.samples:
         raise DataError(
-            f"none of {len(conversations)} conversations can be learnt from ({data.num_too_long} "
-            f"samples exceed tokens_per_batch = {settings.tokens_per_batch}, "
-            f"{len(refusals.reasons)} rows refused); raise it or add data"
+            f"no conversation can be learnt from: {data.num_too_long} samples exceed "
+            f"tokens_per_batch = {settings.tokens_per_batch}, {refusals.summary}"
         )
+    _write_jsonl(out / LEARNT_FILE, data.conversations)
     return data
+
+
+def _given(
+    settings: SftSettings, inputs: Mapping[str, Path], refusals: Refusals
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the conversations of files and of earlier stages; of those replayed, a share."""
+    made = [source / CONVERSATIONS_FILE for source in inputs_of(inputs, "conversations")]
+    yield from read_records([*settings.files, *made], refusals)
+    for record in read_records(
+        [source / LEARNT_FILE for source in inputs_of(inputs, "replay")], refusals
+    ):
+        draw = mix_seed(settings.seed, "replay", repr(record.get("messages")))
+        if draw / 2**63 < settings.replay_share:
+            yield record
 
 
 def check_disjoint(

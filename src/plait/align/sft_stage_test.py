@@ -120,7 +120,9 @@ def test_files_of_conversations_are_learnt_too(base, tmp_path):
     assert metrics["steps"] == 2
     assert not (tmp_path / "out" / "data" / "test.jsonl").exists()
 
-    with pytest.raises(DataError, match=r"none of 3 conversations .* tokens_per_batch = 3"):
+    with pytest.raises(
+        DataError, match=r"no conversation .* 3 samples exceed tokens_per_batch = 3"
+    ):
         run(settings.model_copy(update={"tokens_per_batch": 3}), {"model": base}, tmp_path / "no")
     file.write_text(json.dumps(answered) + "\n" + json.dumps(talk) + "\n{\n")
     metrics = run(settings, {"model": base}, tmp_path / "some")
@@ -130,6 +132,34 @@ def test_files_of_conversations_are_learnt_too(base, tmp_path):
     assert "talk.jsonl, line 3: not JSON" in refused
     with pytest.raises(DataError, match=r"talk.jsonl, line 3: not JSON"):
         run(settings.model_copy(update={"strict": True}), {"model": base}, tmp_path / "no")
+
+
+def test_earlier_stages_are_learnt_from_and_their_traces_shortened(base, tmp_path):
+    def talk(number):
+        turn = {"role": "assistant", "content": "2", "reasoning_content": "A1\n" * 9}
+        return {"messages": [{"role": "user", "content": f"Add {number}."}, turn]}
+
+    made, taught = tmp_path / "synth", tmp_path / "sft"
+    for file, first in ((made / "conversations.jsonl", 0), (taught / "data/train.jsonl", 100)):
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(json.dumps(talk(first + n)) + "\n" for n in range(60)))
+    traces = {"reasoning_off_share": 0.2, "truncated_share": 0.3, "truncated_tokens": [3, 6]}
+    settings = parse(chains=None, traces=traces, replay_share=0.5)
+    inputs = {"model": base, "conversations": made, "replay": taught}
+    metrics = run(settings, inputs, tmp_path / "out")
+    learnt = records(tmp_path / "out" / "data" / "train.jsonl")
+    assert metrics["samples"] == len(learnt)
+    replayed = [r for r in learnt if int(r["messages"][0]["content"][4:-1]) >= 100]
+    assert len(learnt) - len(replayed) == 60
+    assert 18 <= len(replayed) <= 42
+    tokenizer = Tokenizer.from_directory(base / "model")
+    found = [r["messages"][1].get("reasoning_content") for r in learnt]
+    lengths = [0 if trace is None else len(tokenizer.encode_plain(trace)) for trace in found]
+    whole = max(lengths)
+    assert whole > 6
+    assert {length for length in lengths if 0 < length < whole} == {3, 4, 5, 6}
+    assert 0.1 < lengths.count(0) / len(learnt) < 0.3
+    assert 0.35 < lengths.count(whole) / len(learnt) < 0.65
 
 
 def test_a_held_out_question_in_the_training_data_stops_the_stage():
@@ -146,8 +176,10 @@ def test_a_held_out_question_in_the_training_data_stops_the_stage():
 def test_contradictions_are_named(base, tmp_path):
     with pytest.raises(ConfigError, match=r"files: nowhere\.jsonl does not exist"):
         parse(files=["nowhere.jsonl"]).files_read()
-    with pytest.raises(ConfigError, match=r"recipe: .*needs data"):
-        parse(chains=None)
+    assert "needs data" in str(parse(chains=None).lacks({"model"}))
+    assert parse(chains=None).lacks({"model", "replay"}) is None
+    with pytest.raises(ConfigError, match=r"truncated_tokens are \[fewest, most\].* \(9, 3\)"):
+        parse(traces={"truncated_tokens": [9, 3]})
     with pytest.raises(
         ConfigError, match=r"unknown key 'chains\.num_pair'; did you mean 'num_pairs'"
     ):

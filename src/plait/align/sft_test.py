@@ -174,8 +174,8 @@ def test_samples_that_are_too_long_are_counted_and_left_out(tokenizer):
     (sample,) = samples_of(short, tokenizer)
     limit = len(sample.ids)
     kept = build_samples([short, long, short], tokenizer, limit)
-    assert kept == ([sample, sample], 1)
-    assert build_samples([short], tokenizer, limit - 1) == ([], 1)
+    assert kept == ([sample, sample], 1, [short, short])
+    assert build_samples([short], tokenizer, limit - 1) == ([], 1, [])
 
 
 def test_the_packed_loss_is_the_sum_over_samples_of_their_own(tokenizer, model):

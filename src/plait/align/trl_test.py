@@ -272,3 +272,34 @@ def test_grpo(folder, tmp_path, case):
     got = losses.losses.sum() / losses.weights.sum()
     assert abs(float(got) - float(want)) <= 1e-6
     assert abs(float(want)) > 1e-4
+
+
+def test_leave_one_out(folder, tmp_path):
+    """An answer without a reward included, which counts for nothing on both sides."""
+    from datasets import Dataset
+    from trl import RLOOConfig, RLOOTrainer
+
+    values = [1.0, 4.0, 0.0, 2.5, 3.0, None, 7.0, 0.5]
+    trainer = RLOOTrainer(
+        theirs(folder),
+        lambda completions, **_: values,
+        arguments(
+            RLOOConfig,
+            tmp_path,
+            per_device_train_batch_size=8,
+            num_generations=4,
+            max_completion_length=3,
+            beta=0.0,
+            normalize_advantages=False,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": p} for p in PROMPTS]),
+        processing_class=tokenizer_of(folder),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    want = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))["advantages"]
+    valid = torch.tensor([value is not None for value in values]).view(2, 4)
+    table = torch.tensor([value or 0.0 for value in values]).view(2, 4)
+    # TRL deals a batch out in another order than it was judged in
+    got = group_advantages(table, valid, "leave_one_out", divide_by_std=False).flatten()
+    torch.testing.assert_close(got.sort().values, want.sort().values, rtol=0, atol=1e-6)
+    assert got.abs().max() > 1

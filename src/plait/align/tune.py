@@ -1,5 +1,6 @@
 """What all stages that tune a trained model share: settings, loading, adapters, writing."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,11 @@ from plait.train.schedule import Schedule
 
 PAIRS_FILE = "pairs.jsonl"
 """What the stage `pairs` writes."""
+
+FEW_STEPS = 10
+"""Fewer are worth a warning."""
+
+logger = logging.getLogger(__name__)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -81,20 +87,29 @@ class EpochSettings(TuneSettings):
 
     def schedule(self, num_batches: int) -> Schedule:
         """Return the schedule of a run over `num_batches` micro-batches per epoch."""
-        return self.schedule_of(max(1, round(num_batches * self.num_epochs / self.accumulation)))
+        num_steps = max(1, round(num_batches * self.num_epochs / self.accumulation))
+        if num_steps < FEW_STEPS:
+            logger.warning(
+                "only %d steps, so little is learnt: lower tokens_per_batch (%d), or raise "
+                "num_epochs or learning_rate",
+                num_steps,
+                self.tokens_per_batch,
+            )
+        return self.schedule_of(num_steps)
 
 
 def preference_files(files: Iterable[str], inputs: Mapping[str, Path]) -> list[str | Path]:
-    """Return the user's files of preferences, and that of an earlier stage `pairs`.
+    """Return the user's files of preferences, and that of an earlier stage `pairs`."""
+    return [*files, *([inputs["pairs"] / PAIRS_FILE] if "pairs" in inputs else [])]
 
-    Raises: ConfigError if there is none.
+
+def on_one_process(what: str) -> None:
+    """Check that no other process takes part.
+
+    Raises: ConfigError if one does.
     """
-    found: list[str | Path] = [*files]
-    if "pairs" in inputs:
-        found.append(inputs["pairs"] / PAIRS_FILE)
-    if not found:
-        raise ConfigError("needs data: a list `files`, or an earlier stage as the input `pairs`")
-    return found
+    if parallel.num_processes() > 1:
+        raise ConfigError(f"{what} runs on one process; start it without torchrun")
 
 
 def load_for_tuning(source: Path, settings: TuneSettings) -> HybridLM:
@@ -102,8 +117,8 @@ def load_for_tuning(source: Path, settings: TuneSettings) -> HybridLM:
 
     Raises: ConfigError for adapters on several processes.
     """
-    if settings.lora is not None and parallel.num_processes() > 1:
-        raise ConfigError("lora: adapters are trained on one process; start it without torchrun")
+    if settings.lora is not None:
+        on_one_process("training of adapters (lora)")
     model = set_precision(load_masters(source), settings.precision)
     return model if settings.lora is None else add_lora(model, settings.lora, settings.seed)
 

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from plait.core.errors import ConfigError
-
 Model = Annotated[str, typer.Argument(help="Model directory, run folder or hub id.")]
 Data = Annotated[
     list[str] | None,
@@ -114,15 +112,14 @@ def run_alone(
 
     Raises: ConfigError for wrong settings, missing inputs, or an `out` that holds something else.
     """
-    from plait.cli.run import check_stage, run_stage
+    from plait.cli.run import check_one_process, check_stage, run_stage
     from plait.core.recipe import StageFile, apply_override
-    from plait.core.run_folder import exclusive, read_manifest
+    from plait.core.run_folder import check_free, exclusive, read_manifest
     from plait.model.hf import local_directory
 
+    check_one_process()
     out = out.resolve()
-    foreign = out.is_dir() and any(out.iterdir()) and not (out / "settings.json").exists()
-    if foreign or out.is_file():
-        raise ConfigError(f"--out {out}: holds something else; give a new or empty folder")
+    check_free(out)
     sources = {role: str(local_directory(source).resolve()) for role, source in inputs.items()}
     file = StageFile(Path(f"plait {kind}"), out.name, kind, kind, sources, table)
     for override in overrides or []:

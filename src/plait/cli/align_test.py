@@ -135,7 +135,7 @@ def test_merge(model, tmp_path):
     options = ("--data", data, "--set", "alphas=[0.25, 0.5]", "--set", "tasks.prompts.max_tokens=4")
     plait("merge", model, other, "--out", tmp_path / "sweep", *options)
     curve = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert [point["alpha"] for point in curve] == [0.0, 0.25, 0.5, 1.0]
+    assert [point["alpha"] for point in curve["points"]] == [0.0, 0.25, 0.5, 1.0]
     assert read_manifest(tmp_path / "sweep")["metrics"]["alpha"] == 0.5
     one = ("--data", write(tmp_path / "one.jsonl", rows[0]))
     with pytest.raises(DataError, match=r"tasks\.prompts: 1 prompts are too few"):

@@ -1,6 +1,5 @@
 """`plait compress`: a child of a model that fits a memory budget; or a list of all that would."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,32 +8,37 @@ import typer
 
 from plait.cli import compress_stage
 from plait.cli.info import spec_of
+from plait.cli.run import Stage, run_stage
+from plait.compress.cut import CUT_FILE, Cut
 from plait.compress.memory import Workload, memory
+from plait.compress.prune import prune_directory
+from plait.compress.scores import Scores
 from plait.compress.search import Candidate, Grid, candidates, edge, stand_in_depths
 from plait.compress.stage import CompressSettings
 from plait.compress.throughput import Hardware, throughput
 from plait.core.config import read_toml
 from plait.core.errors import ConfigError
-from plait.core.run_folder import finish_run_folder, model_directory, open_run_folder
+from plait.core.recipe import StageFile, apply_override
+from plait.core.run_folder import check_free, exclusive, model_directory
 from plait.core.sizes import GIB, format_bytes, parse_bytes
 from plait.model.count import ServingBytes
 from plait.model.spec import PRESETS, ModelSpec
 
 
-def settings_of(file: Path | None, given: dict[str, Any]) -> CompressSettings:
+def settings_of(
+    file: Path | None, given: dict[str, Any], overrides: Sequence[str] = ()
+) -> CompressSettings:
     """Return the stage's settings: a TOML file's, with what the command line gives on top.
 
-    A key may be `table.key`. Raises: ConfigError for an unknown key or a value that is not allowed.
+    A key of `given` may be `table.key`; None is not given. `overrides` are `table.key=value`.
+    Raises: ConfigError for an unknown key or a value that is not allowed.
     """
     table = read_toml(file) if file else {}
-    for name, value in given.items():
-        if value is not None:
-            *parents, key = name.split(".")
-            inner = table
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-            inner[key] = value
-    return CompressSettings.parse(table, str(file) if file else "plait compress")
+    stage = StageFile(file or Path("plait compress"), "compress", "compress", "compress", {}, table)
+    options = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    for override in [*options, *overrides]:
+        apply_override(f"compress.{override}", [stage])
+    return CompressSettings.parse(table, str(stage.path))
 
 
 def dry_run(name: str, settings: CompressSettings, num_shown: int) -> None:
@@ -129,14 +133,27 @@ def run(
             "scores need text: --conversations FILE.jsonl, --documents FILE.jsonl or a curation's "
             "folder, or --blend FOLDER"
         )
-    inputs = {"model": _directory(name)} | given
-    resolved = settings.model_dump(mode="json")
-    folder = open_run_folder(out, "compress", resolved, inputs, keep=True)
-    if folder.state != "finished":
-        started = time.monotonic()
-        metrics = compress_stage.run(settings, inputs, folder.path)
-        finish_run_folder(folder, {"metrics": metrics, "wall_s": time.monotonic() - started})
-    _finish(out)
+    check_free(out)
+    inputs = {"model": str(_directory(name))} | {role: str(path) for role, path in given.items()}
+    out = out.resolve()
+    file = StageFile(Path("plait compress"), out.name, "compress", "compress", inputs, {})
+    with exclusive(out):
+        run_stage(Stage(file, settings, compress_stage), out.parent, {}, keep=True)
+        _finish(out)
+
+
+def cut_alike(name: str, like: Path, out: Path | None) -> None:
+    """Cut another checkpoint of the same shape, as an aligned one, as an earlier child was cut.
+
+    What was measured on that child's parent also corrects the norms.
+    Raises: ConfigError for an `out` that is not empty or a model of another shape; DataError if
+    `like` is no finished search.
+    """
+    if out is None:
+        raise ConfigError("where to? Give --out DIR, a new folder")
+    cut, scores = Cut.read(like / "model" / CUT_FILE), Scores.read(like / "scores")
+    prune_directory(_directory(name), cut, out / "model", scores.corrections(cut))
+    typer.echo(f"child:  {out / 'model'}, cut as {like / 'model'}")
 
 
 def _directory(name: str) -> Path:

@@ -2,17 +2,21 @@ import itertools
 import json
 import time
 
+import openai
 import pytest
+import torch
 
-from plait.cli.compress import dry_run, run, settings_of
+from plait.cli.compress import cut_alike, dry_run, run, settings_of
 from plait.cli.text import text_source
 from plait.core.errors import ConfigError, DataError
 from plait.data.tokenizer import Tokenizer
 from plait.data.train_tokenizer import train_tokenizer
+from plait.engine.engine import Engine
 from plait.model.hf import load, save
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
+from plait.serve.conftest import MODEL, serving
 
 SETTINGS = """
 memory = "345KiB"
@@ -47,15 +51,18 @@ def parent(tmp_path_factory):
     return folder / "model"
 
 
-@pytest.fixture
-def text(tmp_path):
+def write_conversations(file, number):
     turns = [
         [{"role": "user", "content": f"Add A{i}."}, {"role": "assistant", "content": "B"}]
-        for i in range(60)
+        for i in range(number)
     ]
-    file = tmp_path / "said.jsonl"
     file.write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
-    return {"conversations": file, "blend": None}
+
+
+@pytest.fixture
+def text(tmp_path):
+    write_conversations(tmp_path / "said.jsonl", 60)
+    return {"conversations": tmp_path / "said.jsonl", "blend": None}
 
 
 @pytest.fixture
@@ -79,24 +86,61 @@ def test_the_report_s_question_is_answered_from_a_name(capsys):
     assert len(printed.splitlines()) == 3 + 1 + 1 + 1 + 5 + 1
 
 
-def test_a_model_is_cut_and_the_same_command_does_nothing_again(
-    parent, text, settings, tmp_path, capsys
-):
-    out = tmp_path / "child"
+@pytest.fixture(scope="module")
+def child(parent, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("child")
+    file, said = folder / "settings.toml", folder / "said.jsonl"
+    file.write_text(SETTINGS)
+    write_conversations(said, 60)
     before = {file: file.read_bytes() for file in parent.iterdir()}
-    run(str(parent), settings, text, out)
-    assert load(out / "model").spec.num_parameters < load(parent).spec.num_parameters
-    page = (out / "report.html").read_text()
+    run(str(parent), settings_of(file, {}), {"conversations": said}, folder / "child")
+    assert {file: file.read_bytes() for file in parent.iterdir()} == before
+    return folder / "child"
+
+
+def test_the_same_command_does_nothing_again(parent, child, capsys):
+    assert load(child / "model").spec.num_parameters < load(parent).spec.num_parameters
+    page = (child / "report.html").read_text()
     assert "<svg" in page
     assert "Chosen: " in page
-    manifest = (out / "manifest.json").read_bytes()
-    run(str(parent), settings, text, out)
-    assert (out / "manifest.json").read_bytes() == manifest
-    assert {file: file.read_bytes() for file in parent.iterdir()} == before
-    assert f"child:  {out / 'model'}" in capsys.readouterr().out
+    manifest = (child / "manifest.json").read_bytes()
+    settings = settings_of(child.with_name("settings.toml"), {})
+    text = {"conversations": child.with_name("said.jsonl")}
+    run(str(parent), settings, text, child)
+    assert (child / "manifest.json").read_bytes() == manifest
+    assert f"child:  {child.resolve() / 'model'}" in capsys.readouterr().out
     other = settings.model_copy(update={"seed": 5})
     with pytest.raises(ConfigError, match="not empty and holds no work with these settings"):
-        run(str(parent), other, text, out)
+        run(str(parent), other, text, child)
+
+
+def test_a_child_is_served_and_says_what_it_predicts(child):
+    model, tokenizer = load(child / "model"), Tokenizer.from_directory(child / "model")
+    prompt = "Add A1."
+    ids = tokenizer.encode_plain(prompt)
+    with torch.no_grad():
+        for _ in range(6):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    engine = Engine.from_path(child / "model", max_context=64, max_num_seqs=1, memory_bytes=2**30)
+    with serving(engine) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="-") as api:
+        answer = api.completions.create(model=MODEL, prompt=prompt, max_tokens=6, temperature=0)
+    assert answer.choices[0].text == tokenizer.decode(ids[len(tokenizer.encode_plain(prompt)) :])
+
+
+def test_another_checkpoint_is_cut_alike(parent, child, tmp_path):
+    cut_alike(str(parent), child, tmp_path / "same")
+    name = "model/model.safetensors"
+    assert (tmp_path / "same" / name).read_bytes() == (child / name).read_bytes()
+    aligned = init_weights(load(parent), 9)
+    save(aligned, tmp_path / "aligned", tokenizer_from=parent)
+    cut_alike(str(tmp_path / "aligned"), child, tmp_path / "other")
+    assert load(tmp_path / "other" / "model").spec == load(child / "model").spec
+    with pytest.raises(ConfigError, match="not empty"):
+        cut_alike(str(parent), child, tmp_path / "other")
+    with pytest.raises(ConfigError, match="no such file"):
+        cut_alike(str(parent), parent, tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"keeps 0 to \d+, the parent has 0 to|another layer"):
+        cut_alike(str(child), child, tmp_path / "a")
 
 
 def test_mistakes_are_told_before_work(parent, text, settings, tmp_path):
@@ -105,7 +149,9 @@ def test_mistakes_are_told_before_work(parent, text, settings, tmp_path):
     (full / "notes.txt").write_text("mine")
     cases = [
         ((str(parent), settings, text, None), "Give --out DIR"),
-        ((str(parent), settings, text, full), "not empty"),
+        ((str(parent), settings, text, full), "holds something else"),
+        ((str(parent), settings, text, parent), "holds something else"),
+        ((str(parent), settings, text, full / "notes.txt"), "holds something else"),
         (("nano-12b-v2", settings, text, tmp_path / "a"), "a shape without weights"),
         ((str(parent), settings, {"blend": None}, tmp_path / "a"), "scores need text"),
         ((str(parent), settings, {"blend": tmp_path / "no"}, tmp_path / "a"), "--blend .* exist"),
@@ -113,7 +159,17 @@ def test_mistakes_are_told_before_work(parent, text, settings, tmp_path):
     for arguments, message in cases:
         with pytest.raises(ConfigError, match=message):
             run(*arguments)
-    assert (full / "notes.txt").read_text() == "mine"
+    assert [file.read_text() for file in full.iterdir()] == ["mine"]
+
+
+def test_text_that_would_repeat_is_told_before_work(parent, text, settings, tmp_path):
+    """The held-out rows must not be those that were measured on."""
+    write_conversations(tmp_path / "few.jsonl", 3)
+    few = {"conversations": tmp_path / "few.jsonl"}
+    with pytest.raises(DataError, match=r"3 texts .* have \d+ tokens, 384 are needed .* lower"):
+        run(str(parent), settings, few, tmp_path / "child")
+    assert not (tmp_path / "child" / "scores").exists()
+    text_source(few, parent, 0.7)(64, 1, 99, 0)  # who only trains may repeat
 
 
 def test_text_without_conversations(parent, tmp_path):
@@ -172,6 +228,8 @@ def test_settings_come_from_the_file_and_the_command_line(tmp_path):
     found = settings_of(file, {"memory": "1GiB", "workload.batch": 3, "top_k": None})
     assert (found.memory, found.workload.batch, found.top_k) == ("1GiB", 3, 1)
     assert found.workload.context_tokens == 64
+    found = settings_of(file, {"memory": "1GiB"}, ["ranges.align=8", "healing.num_steps=7"])
+    assert (found.memory, found.ranges.align, found.healing.num_steps) == ("1GiB", 8, 7)
     with pytest.raises(ConfigError, match="'memory' is required"):
         settings_of(None, {})
     with pytest.raises(ConfigError, match="no size"):

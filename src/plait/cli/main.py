@@ -135,13 +135,24 @@ def compress(
     settings: Annotated[
         Path | None, typer.Option(help="TOML with any setting of the stage `compress`.")
     ] = None,
+    overrides: align.Overrides = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Cut as this finished folder's child was; measure nothing.")
+    ] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="List what fits; needs only a config or a preset.")
     ] = False,
     show: Annotated[int, typer.Option(help="Rows of that list; 0 for all.")] = 20,
 ) -> None:
-    """Cut a model down to a memory budget and write the child, ready to be distilled."""
+    """Cut a model down to a memory budget and write the child, ready to be distilled.
+
+    The same command goes on where it was interrupted. The parent is only read.
+    """
     from plait.cli import compress as verb
+
+    if like is not None:
+        verb.cut_alike(model, like, out)
+        return
 
     given = {
         "memory": memory,
@@ -151,7 +162,7 @@ def compress(
         "ranges.align": align,
         "top_k": top_k,
     }
-    resolved = verb.settings_of(settings, given)
+    resolved = verb.settings_of(settings, given, overrides or [])
     if dry:
         verb.dry_run(model, resolved, show)
     else:

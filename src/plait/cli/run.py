@@ -6,6 +6,7 @@ This is where rooms are wired: a stage kind is a module with a settings class an
 
 import importlib
 import json
+import os
 import re
 import resource
 import sys
@@ -42,7 +43,24 @@ class StageKind(NamedTuple):
 TEXT_ROLES = ("conversations", "documents", "blend")
 
 STAGES = {
-    "curate": StageKind("plait.data.curate", "CurateSettings"),
+    "curate": StageKind(
+        "plait.cli.curate_stage",
+        "CurateSettings",
+        optional=("student", "benchmarks"),
+        many=("benchmarks",),
+    ),
+    "student": StageKind(
+        "plait.cli.student_stage",
+        "StudentSettings",
+        optional=("documents",),
+        many=("documents",),
+    ),
+    "decontaminate": StageKind(
+        "plait.cli.decontaminate_stage",
+        "DecontaminateStageSettings",
+        optional=("documents", "benchmarks"),
+        many=("documents", "benchmarks"),
+    ),
     "tokenizer": StageKind("plait.data.train_tokenizer", "TokenizerSettings", ("documents",)),
     "blend": StageKind(
         "plait.data.blend", "BlendSettings", ("documents", "tokenizer"), many=("documents",)
@@ -56,7 +74,13 @@ STAGES = {
     "pretrain": StageKind(
         "plait.train.pretrain", "PretrainSettings", ("blend", "tokenizer"), ("model",)
     ),
-    "sft": StageKind("plait.align.sft_stage", "SftSettings", ("model",)),
+    "sft": StageKind(
+        "plait.align.sft_stage",
+        "SftSettings",
+        ("model",),
+        ("conversations", "replay"),
+        ("conversations", "replay"),
+    ),
     "compress": StageKind("plait.cli.compress_stage", "CompressSettings", ("model",), TEXT_ROLES),
     "distill": StageKind(
         "plait.cli.distill",
@@ -108,6 +132,9 @@ def check_stage(file: StageFile) -> Stage:
     _check_inputs(file, kind)
     module = importlib.import_module(kind.module)
     settings = getattr(module, kind.settings).parse(file.table, str(file.path))
+    roles = {role.partition(".")[0] for role in file.inputs}
+    if lack := settings.lacks(roles):
+        raise ConfigError(f"{file.path}: {lack}")
     return Stage(file, settings, module)
 
 
@@ -130,8 +157,21 @@ def _check_inputs(file: StageFile, kind: StageKind) -> None:
             )
 
 
+def check_one_process() -> None:
+    """Check that torchrun did not start several of this command.
+
+    Raises: ConfigError if it did.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "several processes were started, and each would do the whole work; start one without "
+            "torchrun (`plait.train` trains sharded over processes, its commands do not yet)"
+        )
+
+
 def run_recipe(directory: Path, out: Path, overrides: Sequence[str], until: str | None) -> None:
     """Run the stages of a recipe folder, then write summary.json and report.html."""
+    check_one_process()
     recipe = read_recipe(directory, overrides)
     stages = check_recipe(recipe)
     names = [stage.file.key for stage in stages]
@@ -200,9 +240,11 @@ def summarise(folders: dict[str, Path]) -> dict[str, float]:
     return summary | {"run.wall_s": wall_s, "run.peak_memory_gib": peak_gib}
 
 
-def run_stage(stage: Stage, run_directory: Path, folders: dict[str, Path]) -> Path:
+def run_stage(
+    stage: Stage, run_directory: Path, folders: dict[str, Path], *, keep: bool = False
+) -> Path:
     """Run a stage in `run_directory`/name unless it is finished there; `folders` holds the stages
-    before it by key."""
+    before it by key. Other work in that folder is moved aside, or refused if `keep`."""
     file = stage.file
     inputs = {
         role: folders[source] if source in folders else Path(source).expanduser()
@@ -210,7 +252,8 @@ def run_stage(stage: Stage, run_directory: Path, folders: dict[str, Path]) -> Pa
     }
     settings = json.loads(stage.settings.model_dump_json())
     files = stage.settings.files_read()
-    folder = open_run_folder(run_directory / file.name, file.kind, settings, inputs, files)
+    path = run_directory / file.name
+    folder = open_run_folder(path, file.kind, settings, inputs, files, keep=keep)
     if folder.set_aside is not None:
         typer.echo(
             f"{file.name}: settings or inputs changed; earlier folder kept as {folder.set_aside}"

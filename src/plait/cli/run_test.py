@@ -144,3 +144,10 @@ def test_inputs_are_checked_before_the_first_stage(calls, tmp_path, monkeypatch)
 def test_checked_stages_carry_resolved_settings(calls, tmp_path):
     one, two = check_recipe(read_recipe(tmp_path / "demo"))
     assert (one.settings.text, two.settings.text, one.settings.fail) == ("a", "b", False)
+
+
+def test_several_processes_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"several processes were started.* without torchrun"):
+        run_recipe(tmp_path, tmp_path, [], None)
+    assert not list(tmp_path.iterdir())

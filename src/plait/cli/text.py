@@ -55,16 +55,20 @@ def text_source(
     else:
         written = None
 
-    def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
+    def source(
+        sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int, *, num_new: int = 0
+    ) -> Batches:
+        size = sequence_tokens, rows_per_batch
         if spoken is None or written is None:
             [only] = [each for each in (spoken, written) if each is not None]
-            return only(sequence_tokens, rows_per_batch, num_batches, seed)
+            return only(*size, num_batches, seed, num_new=num_new)
         # One more than its share: where a share falls between two batches, either may be drawn.
         num_written = round(num_batches * (1 - conversation_share)) + 1
         num_spoken = num_batches - num_written + 1
+        new_spoken = round(num_new * conversation_share)
         return Proportion(
-            spoken(sequence_tokens, rows_per_batch, num_spoken, seed),
-            written(sequence_tokens, rows_per_batch, num_written, seed),
+            spoken(*size, num_spoken, seed, num_new=new_spoken),
+            written(*size, num_written, seed, num_new=num_new - new_spoken),
             conversation_share,
         )
 
@@ -81,12 +85,17 @@ def _conversations(path: Path, tokenizer: Tokenizer) -> TextSource:
         raise DataError(f"{file}: holds no conversations; give text to measure on")
     samples = _Samples(records, lambda part: build_samples(part, tokenizer, _LONGEST).samples)
 
-    def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
+    def source(
+        sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int, *, num_new: int = 0
+    ) -> Batches:
         tokens_per_batch = sequence_tokens * rows_per_batch
         found = samples.first(num_batches * tokens_per_batch)
         short = [sample for sample in found if len(sample.ids) <= sequence_tokens]
         if not short:
-            raise DataError(f"no conversation has at most {sequence_tokens} tokens; allow more")
+            raise DataError(
+                f"{file}: no conversation has at most {sequence_tokens} tokens; allow longer rows"
+            )
+        _check_length(file, short, num_new * tokens_per_batch)
         return _packed(short, tokens_per_batch, seed)
 
     return source
@@ -106,13 +115,16 @@ def _documents(path: Path, tokenizer: Tokenizer) -> TextSource:
 
     samples = _Samples(records, tokenise)
 
-    def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
+    def source(
+        sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int, *, num_new: int = 0
+    ) -> Batches:
         tokens_per_batch = sequence_tokens * rows_per_batch
         pieces = [
             Sample(ids[start : start + sequence_tokens], weights[start : start + sequence_tokens])
             for ids, weights in samples.first(num_batches * tokens_per_batch)
             for start in range(0, len(ids), sequence_tokens)
         ]
+        _check_length(path, pieces, num_new * tokens_per_batch)
         return _packed(pieces, tokens_per_batch, seed)
 
     return source
@@ -126,16 +138,38 @@ def _blend(path: Path, tokenizer: Tokenizer, tokenizer_from: Path) -> TextSource
             f"{tokenizer.vocab_size}: give a blend of the model's tokenizer"
         )
 
-    def source(sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int) -> Batches:
-        return BlendLoader(
+    def source(
+        sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int, *, num_new: int = 0
+    ) -> Batches:
+        loader = BlendLoader(
             path,
             total_tokens=num_batches * sequence_tokens * rows_per_batch,
             sequence_tokens=sequence_tokens,
             rows_per_batch=rows_per_batch,
             seed=seed,
         )
+        category, epochs = max(loader.epochs().items(), key=lambda item: item[1])
+        if epochs * num_new > num_batches:
+            raise DataError(
+                f"{path}: {category!r} would be repeated before {num_new:,} rows of "
+                f"{sequence_tokens:,} tokens have been read; {_SHORTER}"
+            )
+        return loader
 
     return source
+
+
+_SHORTER = "give more text or lower calibration_rows, held_out_rows or row_tokens"
+
+
+def _check_length(path: Path, samples: Sequence[Sample], num_needed: int) -> None:
+    """Raise DataError if samples have fewer tokens than are to be read before they are repeated."""
+    num_tokens = sum(len(sample.ids) for sample in samples)
+    if num_tokens < num_needed:
+        raise DataError(
+            f"{path}: {len(samples):,} texts that fit a row have {num_tokens:,} tokens, "
+            f"{num_needed:,} are needed to measure and to compare on; {_SHORTER}"
+        )
 
 
 def _packed(samples: Sequence[Sample], tokens_per_batch: int, seed: int) -> Batches:

@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from plait.compress.scores import Removal
 from plait.compress.stream import (
     Metric,
+    Sweep,
     embed,
     final_hidden,
     head_blocks,
@@ -36,7 +36,6 @@ from plait.core.artifact import write_json
 from plait.core.errors import ConfigError
 from plait.core.progress import Progress
 from plait.model.hf_stream import ModelDirectory
-from plait.model.lm import Device
 from plait.model.spec import LAYER_KINDS, ModelSpec
 
 
@@ -77,17 +76,6 @@ class Rules(NamedTuple):
             remaining.remove(candidates[0])
 
 
-class Sweep(NamedTuple):
-    """How candidates are carried through the model."""
-
-    dtype: torch.dtype
-    device: Device
-    tokens_per_forward: int
-    stream_bytes: int
-    """Memory for the streams of candidates."""
-    metric: Metric
-
-
 class DepthSearch:
     """Removes layers one after another; the state of the search is `depth.json`.
 
@@ -102,10 +90,12 @@ class DepthSearch:
         reference: Float[Tensor, "B T D"],
         rules: Rules,
         sweep: Sweep,
+        metric: Metric,
         file: Path,
     ) -> None:
         self._model, self._tokens, self._reference = model, tokens, reference
         self._rules, self._sweep, self._file = rules, sweep, file
+        self._metric: Metric = metric
         state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         self.removals = [
             Removal(step["layer"], _with_int_keys(step["harms"]))
@@ -170,12 +160,11 @@ class DepthSearch:
                 run_layer(layer, moving.flatten(0, 1), sweep.tokens_per_forward)
         for x in streams[1 : 1 + num_born]:
             x.copy_(final_hidden(model, x))
-        blocks = head_blocks(model, sweep.dtype, sweep.device)
         distances = logit_distances(
             self._reference,
             list(streams[1 : 1 + num_born]),
-            ((block, block) for block in blocks),
-            sweep.metric,
+            head_blocks(model, sweep.dtype, sweep.device),
+            self._metric,
         )
         self.head_passes += 1 + num_born
         return dict(zip(group, distances, strict=True))

@@ -165,7 +165,27 @@ def test_divergence_does_not_depend_on_blocks_of_the_vocabulary(block):
     p = (hidden @ head.T).log_softmax(-1)
     q = [(other @ head.T).log_softmax(-1) for other in others]
     want = [(p.exp() * (p - each)).sum(-1).mean().item() for each in q]
-    blocks = ((part, part) for part in head.split(block))
-    found = logit_distances(hidden, others, blocks, "kl")
+    found = logit_distances(hidden, others, head.split(block), "kl")
     assert found == pytest.approx(want, rel=1e-10, abs=1e-12)
     assert found[1] > 1.0
+
+
+def test_distances_of_narrower_models_at_weighted_positions():
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(1, 6, 8, generator=generator, dtype=torch.float64)
+    head = torch.randn(50, 8, generator=generator, dtype=torch.float64)
+    columns = [torch.tensor([0, 2, 3, 7]), torch.arange(8)]
+    others = [hidden[..., kept] * 1.5 for kept in columns]
+    weights = torch.tensor([[1.0, 0.0, 2.0, 0.5, 0.0, 1.0]])
+    expected = hidden @ head.T
+    logits = [other @ head[:, kept].T for other, kept in zip(others, columns, strict=True)]
+    p = expected.log_softmax(-1)
+    each = {
+        "mse": [(expected - found).square().mean(-1) for found in logits],
+        "kl": [(p.exp() * (p - found.log_softmax(-1))).sum(-1) for found in logits],
+    }
+    for metric, values in each.items():
+        want = [float((value * weights).sum() / weights.sum()) for value in values]
+        given = {"columns": columns, "weights": weights}
+        found = logit_distances(hidden, others, head.split(13), metric, **given)
+        assert found == pytest.approx(want, rel=1e-10)

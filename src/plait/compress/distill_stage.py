@@ -6,15 +6,15 @@ this module as a function, because conversations are read by another room: `cli/
 stage's `run`.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, field_validator
 
 from plait.compress.batches import Sequel
 from plait.compress.distill import check_pair, online_loss, stored_loss
+from plait.compress.frozen import FrozenDtype, freeze
 from plait.compress.teacher import Taught, store
 from plait.core.config import Settings
 from plait.core.run_folder import model_directory
@@ -30,8 +30,25 @@ from plait.train.schedule import Schedule
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
-TextSource = Callable[[int, int, int, int], Batches]
-"""source(sequence_tokens, rows_per_batch, num_batches, seed) -> that many packed batches"""
+
+@runtime_checkable
+class TextSource(Protocol):
+    """Text that was asked for by name, as packed batches of a model's tokens."""
+
+    def __call__(
+        self,
+        sequence_tokens: int,
+        rows_per_batch: int,
+        num_batches: int,
+        seed: int,
+        *,
+        num_new: int = 0,
+    ) -> Batches:
+        """Return at least `num_batches` batches of about sequence_tokens * rows_per_batch tokens.
+
+        Raises: DataError if text is repeated before `num_new` batches full of tokens were read.
+        """
+        ...
 
 
 class Phase(Settings):
@@ -65,6 +82,8 @@ class DistillSettings(LoopSettings):
     teacher_top_k: PositiveInt | None = None
     """None: the teacher runs beside the student, full vocabulary. A number: it first reads all
     batches and so many of its likeliest tokens are stored, everything else being one tail."""
+    teacher_weights: FrozenDtype | None = None
+    """None: the dtype of activations. In eight bits the teacher takes half of bfloat16's memory."""
     from_scratch: bool = False
     """Forget the student's weights and keep its shape: what the cut itself is worth."""
     precision: Precision = "float32"
@@ -134,7 +153,10 @@ def distill(
 
 def _teacher(settings: DistillSettings, directory: Path) -> HybridLM:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.precision]
-    return load(model_directory(directory), dtype=dtype, device=parallel.device())
+    teacher = load(model_directory(directory), dtype=dtype)
+    if settings.teacher_weights is not None:
+        freeze(teacher, settings.teacher_weights)
+    return teacher.to(parallel.device())  # only now: a device need not hold the wider weights
 
 
 def _lesson(

@@ -22,11 +22,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plait.compress.depth import DepthSearch, Rules, Sweep
+from plait.compress.depth import DepthSearch, Rules
 from plait.compress.observe import NormObserver, Observer
 from plait.compress.plots import write_plots
 from plait.compress.scores import FACTS_FILE, FINAL_NORM, Scores
-from plait.compress.stream import compute_dtype, embed, final_hidden, row_chunks, run_layer
+from plait.compress.stream import (
+    Sweep,
+    compute_dtype,
+    embed,
+    final_hidden,
+    row_chunks,
+    run_layer,
+)
 from plait.core.artifact import atomic_file, file_states, write_json
 from plait.core.config import Settings
 from plait.core.errors import CheckpointError, ConfigError, DataError
@@ -59,6 +66,15 @@ class ScoreSettings(Settings):
     device: str = "cpu"
     """Where layers run."""
 
+    def sweep(self, model: ModelDirectory) -> Sweep:
+        """Return how streams are carried through a model."""
+        return Sweep(
+            compute_dtype(model, self.device),
+            torch.device(self.device),
+            self.tokens_per_forward,
+            int(self.stream_gib * GIB),
+        )
+
 
 def score(
     parent: str | Path, tokens: Int[Tensor, "B T"], folder: Path, settings: ScoreSettings
@@ -78,13 +94,7 @@ def score(
         scores = Scores.read(folder)
         if len(scores.removals) >= settings.num_removals:
             return scores
-    sweep = Sweep(
-        compute_dtype(model, settings.device),
-        torch.device(settings.device),
-        settings.tokens_per_forward,
-        int(settings.stream_gib * GIB),
-        settings.depth_metric,
-    )
+    sweep = settings.sweep(model)
     x = _measure_layers(model, tokens, folder, sweep)
     facts = {
         "num_rows": tokens.shape[0],
@@ -97,7 +107,15 @@ def score(
         rows = slice(settings.depth_rows)
         reference = final_hidden(model, x[rows])
         del x
-        search = DepthSearch(model, tokens[rows], reference, rules, sweep, folder / "depth.json")
+        search = DepthSearch(
+            model,
+            tokens[rows],
+            reference,
+            rules,
+            sweep,
+            settings.depth_metric,
+            folder / "depth.json",
+        )
         scores = scores._replace(removals=search.run(settings.num_removals))
         facts |= {
             "depth_num_rows": len(reference),

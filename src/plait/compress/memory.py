@@ -38,7 +38,7 @@ class Workload(Settings):
     """Sequences of that length at once."""
     prefill_chunk_tokens: PositiveInt = 2048
     """Prompt tokens read in one forward; the engine's default."""
-    dtype: Dtype = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of weights, activations and convolution states."""
     kv_dtype: Dtype = "bfloat16"
     """Of keys and values."""

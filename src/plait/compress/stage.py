@@ -2,9 +2,10 @@
 
     score      importance of every part, forward passes on calibration text         scores/
     enumerate  every child that fits, without weights                               candidates.json
-    rank       KL(parent || child) on held-out text of those on the edge of the budget, cut in
-               memory: no model is written to be ranked
-    heal       the best few, each better than the others in KL or in speed, are distilled briefly
+    rank       KL(parent || child) on held-out text of those on the edge of the budget, cut a
+               layer at a time: no model is written to be ranked, none is in memory whole
+    heal       the best few, each better than the others in KL or in speed, are distilled briefly;
+               the first step that needs the parent in memory
     choose     the least KL then; cut from the parent as it was and written         model/
 
 Reads `model` and text (`conversations`, and `documents` or a `blend`, as `distill`). Long steps
@@ -18,11 +19,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from plait.compress.contest import Contest, Healing, Ranked, pareto
 from plait.compress.distill_stage import TextSource
+from plait.compress.healing import Healing, heal
 from plait.compress.importance import ScoreSettings, score
 from plait.compress.memory import Workload, memory
 from plait.compress.prune import prune_directory
+from plait.compress.ranking import Ranked, StreamedYardstick, pareto, rank
 from plait.compress.scores import Scores
 from plait.compress.search import Candidate, Grid, Ranges, candidates, edge, stand_in_depths
 from plait.compress.throughput import Hardware, throughput
@@ -35,6 +37,7 @@ from plait.core.sizes import parse_bytes
 from plait.data.loader import PackedBatch
 from plait.model.hf import load
 from plait.model.hf_config import read_spec
+from plait.model.hf_stream import ModelDirectory
 from plait.model.spec import ModelSpec
 from plait.train import parallel
 from plait.train.fit import session
@@ -99,15 +102,15 @@ def compress(
     grid = Grid.of(settings.ranges, parent_spec)
     _check_budget(settings, grid, parent_spec)
     with session(settings.num_threads):
-        text = source(settings.row_tokens, 1, _num_text_rows(settings), settings.seed)
+        text = _text(settings, source)
         scores = _scores(settings, grid, directory, text, out / "scores")
         found, on_edge = _candidates(settings, grid, parent_spec, scores)
         held_out = [_next(text) for _ in range(settings.held_out_rows)]
-        contest = Contest(load(directory, device=parallel.device()), scores, held_out)
-        speeds = [throughput(c.spec, settings.hardware, settings.workload) for c in on_edge]
-        ranked = contest.rank(on_edge, speeds, out / "cache" / "ranking.json")
-        finalists = pareto(ranked)[: settings.top_k]
-        finalists = contest.heal(finalists, settings.healing, text, out / "cache")
+        ranked = _ranked(settings, directory, on_edge, scores, held_out, out / "cache")
+        finalists, healing = pareto(ranked)[: settings.top_k], settings.healing
+        if len(finalists) > 1 and healing.num_steps > 0:
+            whole = load(directory, device=parallel.device())
+            finalists = heal(whole, scores, finalists, held_out, healing, text, out / "cache")
     best = min(finalists, key=lambda each: each.final_kl)
     cut = scores.cut(best.candidate.shape, parent_spec)
     if not (out / "model").exists():
@@ -123,11 +126,16 @@ def _check_budget(settings: CompressSettings, grid: Grid, parent: ModelSpec) -> 
     candidates(parent, depths, settings.ranges, settings.workload, budget)
 
 
-def _num_text_rows(settings: CompressSettings) -> int:
-    healing = settings.healing
-    healed = healing.num_steps * healing.accumulation
+def _text(settings: CompressSettings, source: TextSource) -> Batches:
+    """Return rows to measure on, to compare on and to heal on, in this order.
+
+    What is measured on and what is compared on have nothing in common; healing may repeat either.
+    """
+    measured = settings.calibration_rows + settings.held_out_rows
+    healed = settings.healing.num_steps * settings.healing.accumulation
     # Packed conversations leave some of a row empty, so a few more rows are needed.
-    return (settings.calibration_rows + settings.held_out_rows + healed) * 5 // 4 + 1
+    num_rows = (measured + healed) * 5 // 4 + 1
+    return source(settings.row_tokens, 1, num_rows, settings.seed, num_new=measured)
 
 
 def _scores(
@@ -161,7 +169,7 @@ def _next(text: Batches) -> PackedBatch:
         return next(text)
     except StopIteration:
         raise DataError(
-            "the text ended before the search; ask for fewer calibration_rows or held_out_rows"
+            "the text ended before the search; lower calibration_rows or held_out_rows"
         ) from None
 
 
@@ -175,6 +183,21 @@ def _candidates(
     on_edge = edge(found, parent, settings.ranges)
     number = min(settings.max_ranked, len(on_edge))
     return found, [on_edge[index * len(on_edge) // number] for index in range(number)]
+
+
+def _ranked(
+    settings: CompressSettings,
+    directory: Path,
+    on_edge: Sequence[Candidate],
+    scores: Scores,
+    held_out: Sequence[PackedBatch],
+    cache: Path,
+) -> list[Ranked]:
+    """Return the candidates with what was found out about them, nearest to the parent first."""
+    model = ModelDirectory(directory)
+    yardstick = StreamedYardstick(model, held_out, settings.score.sweep(model))
+    speeds = [throughput(each.spec, settings.hardware, settings.workload) for each in on_edge]
+    return rank(on_edge, speeds, scores, yardstick, cache / "ranking.json")
 
 
 def _record(

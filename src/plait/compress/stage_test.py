@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from plait.compress.contest import Contest, Ranked, Yardstick, pareto
+from plait.compress import stage as stage_module
+from plait.compress.cut import Shape
 from plait.compress.distill import check_pair, online_loss, stored_loss
 from plait.compress.distill_stage import DistillSettings, distill
+from plait.compress.healing import Yardstick
+from plait.compress.importance import ScoreSettings
 from plait.compress.memory import Workload, memory
+from plait.compress.prune import prune
+from plait.compress.ranking import Ranked, StreamedYardstick, pareto
 from plait.compress.scores import Scores
 from plait.compress.search import Candidate
 from plait.compress.stage import CompressSettings, compress
@@ -21,6 +26,7 @@ from plait.data.pack import Sample, pack
 from plait.data.tokenizer import Tokenizer
 from plait.data.train_tokenizer import train_tokenizer
 from plait.model.hf import load, save
+from plait.model.hf_stream import ModelDirectory
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
@@ -98,7 +104,7 @@ def parent(tmp_path_factory):
 def source(parent):
     vocab_size = load(parent / "model").spec.vocab_size
 
-    def give(sequence_tokens, rows_per_batch, num_batches, seed):
+    def give(sequence_tokens, rows_per_batch, num_batches, seed, *, num_new=0):
         return Rows(vocab_size, sequence_tokens, rows_per_batch, num_batches)
 
     return give
@@ -144,26 +150,15 @@ def test_interrupted_it_goes_on_and_ends_the_same(parent, cut, source, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Contest, "heal", stop)
+        patched.setattr(stage_module, "heal", stop)
         with pytest.raises(KeyboardInterrupt):
             compress(settings, {"model": parent}, tmp_path, source)
     with monkeypatch.context() as patched:
-        patched.setattr(Contest, "child", _only_when_healing(Contest.child))
+        patched.setattr(StreamedYardstick, "kl", stop)  # what was ranked is not ranked again
         metrics = compress(settings, {"model": parent}, tmp_path, source)
     assert metrics == cut[1]
     name = "model/model.safetensors"
     assert (tmp_path / name).read_bytes() == (cut[0] / name).read_bytes()
-
-
-def _only_when_healing(child):
-    calls = []
-
-    def limited(self, candidate):
-        calls.append(candidate.name)
-        assert len(calls) <= COMPRESS["top_k"], "a ranked candidate was cut again"
-        return child(self, candidate)
-
-    return limited
 
 
 def test_a_budget_that_nothing_fits(parent, source, tmp_path):
@@ -173,7 +168,7 @@ def test_a_budget_that_nothing_fits(parent, source, tmp_path):
 
 
 def test_too_little_text(parent, source, tmp_path):
-    def short(sequence_tokens, rows_per_batch, num_batches, seed):
+    def short(sequence_tokens, rows_per_batch, num_batches, seed, *, num_new=0):
         return source(sequence_tokens, rows_per_batch, 5, seed)
 
     with pytest.raises(DataError, match="the text ended"):
@@ -210,26 +205,46 @@ def test_importance_beats_chance_where_it_is_planted(parent, source, cut):
     scores = Scores.read(cut[0] / "scores")
     loud = torch.ones(model.spec.intermediate_size).index_fill(0, quiet, 1e-6)
     scores = scores._replace(feed_forward=dict.fromkeys(scores.feed_forward, loud))
-    spec = model.spec.model_copy(update={"intermediate_size": model.spec.intermediate_size // 2})
-    shape = _shape(model.spec, spec)
-    candidate = Candidate(shape, spec, memory(spec, Workload()))
-    held_out = [next(source(32, 2, 9, 0))]
-    kl = [
-        Yardstick(model, held_out).kl(Contest(model, each, held_out).child(candidate))
-        for each in (scores, scores.shuffled(0))
-    ]
+    half = {"intermediate_size": model.spec.intermediate_size // 2}
+    shape = Shape.of(model.spec).model_copy(update=half)
+    yardstick = Yardstick(model, [next(source(32, 2, 9, 0))])
+    kl = []
+    for each in (scores, scores.shuffled(0)):
+        kept = each.cut(shape, model.spec)
+        kl.append(yardstick.kl(prune(model, kept, each.corrections(kept))))
     assert kl[0] < kl[1] / 10
 
 
-def _shape(parent, spec):
-    from plait.compress.cut import Shape
+def test_a_layer_at_a_time_is_as_far_as_whole_models(parent, source, cut):
+    """Packed batches of unequal length, children of unequal depth and widths."""
+    model, scores = load(parent / "model").requires_grad_(False), Scores.read(cut[0] / "scores")
+    held_out = [next(source(32, 2, 9, 0)), next(source(17, 1, 9, 0))]
+    whole, directory = Shape.of(model.spec), ModelDirectory(parent / "model")
+    deep = whole.model_copy(update={"hidden_size": 40, "intermediate_size": 48})
+    wide = whole.model_copy(update={"layers": scores.layers(5), "mamba_num_heads": 4})
+    kept = [scores.cut(shape, model.spec) for shape in (whole, deep, wide)]
+    cuts = [(each, scores.corrections(each)) for each in kept]
+    sweep = ScoreSettings().sweep(directory)._replace(dtype=torch.float64)
+    found = StreamedYardstick(directory, held_out, sweep).kl(cuts)
+    yardstick = Yardstick(model.double(), held_out)
+    want = [yardstick.kl(prune(model, *each)) for each in cuts]
+    assert found == pytest.approx(want, rel=1e-6, abs=1e-9)
+    assert found[0] == pytest.approx(0.0, abs=1e-9)
+    assert min(found[1:]) > 1e-4
 
-    return Shape.of(parent).model_copy(update={"intermediate_size": spec.intermediate_size})
+
+@pytest.mark.parametrize(("stream_bytes", "at_once"), [(70_000, 2), (1, 1)])
+def test_as_many_are_ranked_at_once_as_memory_holds(parent, source, stream_bytes, at_once):
+    directory = ModelDirectory(parent / "model")
+    given = {"dtype": torch.float32, "stream_bytes": stream_bytes}
+    sweep = ScoreSettings().sweep(directory)._replace(**given)
+    held_out = [next(source(32, 2, 9, 0))] * 2  # 128 tokens, 48 channels: 24,576 bytes
+    assert StreamedYardstick(directory, held_out, sweep).at_once == at_once
 
 
 def test_pareto_keeps_what_nothing_beats_in_both(cut):
     spec = load(cut[0] / "model").spec
-    candidate = Candidate(_shape(spec, spec), spec, memory(spec, Workload()))
+    candidate = Candidate(Shape.of(spec), spec, memory(spec, Workload()))
     given = [(0.3, 5.0), (0.1, 1.0), (0.2, 3.0), (0.25, 2.0), (0.4, 4.0)]
     ranked = [Ranked(candidate, kl, Throughput(speed, 1)) for kl, speed in given]
     assert [each.kl for each in pareto(ranked)] == [0.1, 0.2, 0.3]
@@ -261,12 +276,19 @@ def test_a_student_that_is_its_teacher_stays(parent, source, tmp_path):
 def test_stored_words_of_the_teacher_train_as_well(parent, cut, source, tmp_path):
     inputs = {"student": cut[0], "teacher": parent}
     vocab_size = load(parent / "model").spec.vocab_size
-    losses = []
-    for name, top_k in (("beside", None), ("all", vocab_size), ("few", 8)):
-        settings = parse(DistillSettings, DISTILL, teacher_top_k=top_k)
-        losses.append(distill(settings, inputs, tmp_path / name, source)["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert 0 < losses[2] < losses[0]
+    ways = {
+        "beside": {},
+        "int8": {"teacher_weights": "int8"},
+        "all": {"teacher_top_k": vocab_size},
+        "few": {"teacher_top_k": 8},
+    }
+    losses = {}
+    for name, way in ways.items():
+        settings = parse(DistillSettings, DISTILL, **way)
+        losses[name] = distill(settings, inputs, tmp_path / name, source)["loss"]
+    assert losses["all"] == pytest.approx(losses["beside"], rel=1e-3)
+    assert 0 < abs(losses["int8"] / losses["beside"] - 1) < 0.05
+    assert 0 < losses["few"] < losses["beside"]
 
 
 def test_words_about_other_tokens_are_refused(parent, source, tmp_path):

@@ -7,7 +7,7 @@ the whole vocabulary are never held.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,16 @@ _HEAD, _EMBEDDING = "lm_head.weight", "backbone.embeddings.weight"
 _VOCABULARY_BLOCK = 8192
 _POSITIONS = 1024
 """Positions whose logits (for a block of the vocabulary) are held at once."""
+
+
+class Sweep(NamedTuple):
+    """How streams are carried through the model."""
+
+    dtype: torch.dtype
+    device: Device
+    tokens_per_forward: int
+    stream_bytes: int
+    """Memory for the streams of candidates."""
 
 
 def compute_dtype(model: ModelDirectory, device: Device) -> torch.dtype:
@@ -81,38 +91,54 @@ def head_blocks(
 def logit_distances(
     reference: Float[Tensor, "B T D"],
     others: Sequence[Tensor],
-    heads: Iterable[tuple[Tensor, Tensor]],
+    head: Iterable[Tensor],
     metric: Metric = "mse",
+    *,
+    columns: Sequence[Tensor] | None = None,
+    weights: Float[Tensor, "B T"] | None = None,
 ) -> list[float]:
     """Return how far the predictions of each model are from those of a reference.
 
-    reference and others (B, T, D) are hidden states after the final norm; `heads` gives blocks of
-    rows of the output head, the reference's and the others'. `mse` is the mean over positions and
-    vocabulary of the squared difference of logits; `kl` the mean over positions of
-    KL(reference || other), in nats. Sums are float64, logits at least float32.
+    reference and others (B, T, D) are hidden states after the final norm; `head` gives blocks of
+    rows of the output head. Another model may be narrower: `columns` says which of the head's
+    columns each has. `mse` is the mean over positions and vocabulary of the squared difference of
+    logits; `kl` the mean over positions of KL(reference || other), in nats; means over positions
+    are weighted if there are weights. Sums are float64, logits at least float32.
     """
     flat, flat_others = reference.flatten(0, 1), [other.flatten(0, 1) for other in others]
-    sums = [0.0] * len(others)
-    vocab_size = 0
-    running = [_Divergence(flat) for _ in others] if metric == "kl" else []
-    for block, other_block in heads:
-        vocab_size += len(block)
+    shares = torch.ones(len(flat)) if weights is None else weights.flatten()
+    shares = shares.to(flat.device, torch.float64) / float(shares.sum(dtype=torch.float64))
+    measures = [_MEASURES[metric](flat) for _ in others]
+    for block in head:
+        blocks = [block[:, kept] for kept in columns] if columns else [block] * len(others)
         for start in range(0, len(flat), _POSITIONS):
             rows = slice(start, start + _POSITIONS)
             expected = _logits(flat[rows], block)
-            for index, other in enumerate(flat_others):
-                found = _logits(other[rows], other_block)
-                if metric == "kl":
-                    running[index].add(rows, expected, found)
-                else:
-                    sums[index] += (expected - found).square_().sum(dtype=torch.float64).item()
-    if metric == "kl":
-        return [float(divergence.total().mean()) for divergence in running]
-    return [total / (len(flat) * vocab_size) for total in sums]
+            for measure, other, own in zip(measures, flat_others, blocks, strict=True):
+                measure.add(rows, expected, _logits(other[rows], own))
+    return [float(measure.total() @ shares) for measure in measures]
+
+
+class _SquaredError:
+    """Mean over the vocabulary of the squared difference of logits, of every position."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._sums = torch.zeros(len(like), dtype=torch.float64, device=like.device)
+        self._vocab_size = 0
+
+    def add(self, rows: slice, a: Tensor, b: Tensor) -> None:
+        """Take in logits (rows, V') of a block of the vocabulary."""
+        self._sums[rows] += (a - b).square_().sum(1, dtype=torch.float64)
+        if rows.start == 0:
+            self._vocab_size += a.shape[1]
+
+    def total(self) -> Tensor:
+        """Return the mean of every position."""
+        return self._sums / self._vocab_size
 
 
 class _Divergence:
-    """KL(p || q) of every position, from blocks of logits of both.
+    """KL(p || q) of every position, from blocks of logits of both, in nats.
 
     KL = sum_v p_v (a_v - b_v) - log sum exp a + log sum exp b, every sum relative to a running
     maximum, as in online softmax.
@@ -142,9 +168,12 @@ class _Divergence:
         self.most[:, rows] = most
 
     def total(self) -> Tensor:
-        """Return the divergence of every position, nats."""
+        """Return the divergence of every position."""
         log_sums = self.most + self.sums.log()
         return self.gap / self.sums[0] - log_sums[0] + log_sums[1]
+
+
+_MEASURES = {"mse": _SquaredError, "kl": _Divergence}
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ valid key.
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from plait.core.errors import ConfigError
 
 Table = TypeVar("Table", bound="Settings")
+_SHOWN_CHARACTERS = 200
 
 
 class Settings(BaseModel):
@@ -44,6 +45,10 @@ class Settings(BaseModel):
         """
         return []
 
+    def lacks(self, roles: Collection[str]) -> str | None:
+        """Say what is missing where a stage has inputs under `roles`; None if nothing is."""
+        return None
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
@@ -64,16 +69,24 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(sorted(allowed))
 
 
+def shortened(value: Any) -> str:
+    """Return how a value is written, cut where it is too long to be read in a message."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+
+
 def describe_problem(cls: type[BaseModel], detail: Any) -> str:
     """Say what is wrong with a table of `cls`, from one entry of pydantic's `errors()`."""
-    *parents, last = detail["loc"] or ("(table)",)
-    key = ".".join(str(part) for part in detail["loc"]) or "(table)"
+    if not detail["loc"]:  # of the table as a whole
+        return detail["msg"].removeprefix("Value error, ")
+    *parents, last = detail["loc"]
+    key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(str(last), _keys_at(cls, parents))}"
+        return f"unknown key {shortened(key)}; {nearest(str(last), _keys_at(cls, parents))}"
     if detail["type"] == "missing":
         return f"key {key!r} is required and missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"key {key!r}: {message} (found {detail['input']!r})"
+    return f"key {shortened(key)}: {message} (found {shortened(detail['input'])})"
 
 
 def _keys_at(cls: type[BaseModel], parents: list[Any]) -> list[str]:

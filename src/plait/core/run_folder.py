@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple
 from plait.core.artifact import file_digest, file_states, write_json
 from plait.core.errors import ConfigError, DataError
 
-# Machine-written or scratch: not part of what a stage makes, so not part of its digest.
+# Machine-written or scratch: not part of what a stage makes, so not part of its digest, neither in
+# the stage's folder nor in those of its rounds.
 NOT_PRODUCT = {"settings.json", "manifest.json", "metrics.jsonl", "cache", "logs", "checkpoints"}
 VERSIONS_OF = ("plait", "torch", "numpy", "tokenizers", "datatrove")
 
@@ -141,6 +142,15 @@ def input_digest(path: Path) -> str:
     raise ConfigError(f"{path}: input does not exist")
 
 
+def check_free(out: Path) -> None:
+    """Refuse an output that holds anything but the work of a stage, before it is touched.
+
+    Raises: ConfigError.
+    """
+    if out.is_file() or (_holds_work(out) and not (out / "settings.json").exists()):
+        raise ConfigError(f"--out {out}: holds something else; give a new or empty folder")
+
+
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run directory alone; the lock goes with the process, however it ends.
@@ -162,9 +172,10 @@ def _product(path: Path) -> Iterator[Path]:
     for entry in sorted(path.iterdir()):
         if entry.name in NOT_PRODUCT or entry.name.startswith("."):
             continue
-        yield from (
-            (entry,) if entry.is_file() else sorted(f for f in entry.rglob("*") if f.is_file())
-        )
+        if entry.is_dir():
+            yield from _product(entry)
+        elif entry.is_file():
+            yield entry
 
 
 def _holds_work(path: Path) -> bool:

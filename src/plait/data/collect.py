@@ -20,6 +20,7 @@ from plait.data.curate_settings import CategorySettings, CurateSettings
 from plait.data.debian import Runner, download, package_pages, run_command
 from plait.data.debian_code import download_sources, source_files
 from plait.data.installed import installed_pages
+from plait.data.licences import folder_licence
 from plait.data.pages import Page, Pattern, media_type_of, sample
 from plait.data.source_settings import (
     DebianCodeSource,
@@ -56,7 +57,7 @@ def collect(settings: CurateSettings, cache: Path, run: Runner = run_command) ->
     with Progress("collect", total, "sources") as progress:
         for name, category in settings.categories.items():
             for source in _sources(category):
-                collector = _Collector(name, settings.seed, cache, run)
+                collector = _Collector(name, category.content, settings.seed, cache, run)
                 folder = collector.collect(source)
                 shards += [
                     Shard(path, name, folder.name, None)
@@ -66,13 +67,14 @@ def collect(settings: CurateSettings, cache: Path, run: Runner = run_command) ->
             for source in category.warc:
                 shards += [
                     Shard(path, name, str(path), source.licence)
-                    for path in matching_files(source.paths, name)
+                    for path in matching_files(source.paths, f"categories.{name}")
                 ]
     return shards
 
 
 class _Collector(NamedTuple):
     category: str
+    content: str
     seed: int
     cache: Path
     run: Runner
@@ -110,7 +112,7 @@ class _Collector(NamedTuple):
             pattern = Pattern(source.pages, source.exclude)
             yield from sample(installed_pages(pattern), source.max_pages, self.seed)
         else:
-            pages = _file_pages(source, self.category)
+            pages = _file_pages(source, self.category, self.content == "code")
             yield from sample(pages, source.max_pages, self.seed)
 
     def fall_back(self, source: DebianSource | DebianCodeSource, error: Exception) -> Path:
@@ -132,10 +134,13 @@ def _sources(category: CategorySettings) -> Sequence[Source]:
     return (*category.debian, *category.debian_code, *category.installed, *category.files)
 
 
-def _file_pages(source: FilesSource, category: str) -> Iterator[Page]:
-    for path in matching_files(source.paths, category):
+def _file_pages(source: FilesSource, category: str, is_code: bool) -> Iterator[Page]:
+    for path in matching_files(source.paths, f"categories.{category}"):
         url = path.resolve().as_uri()
-        yield Page(url, media_type_of(path.name), path.read_bytes(), "files", source.licence)
+        licence = source.licence
+        if licence is None and is_code:
+            licence = folder_licence(path.resolve().parent)
+        yield Page(url, media_type_of(path.name), path.read_bytes(), "files", licence)
 
 
 def _folder_name(source: Source, collector: _Collector) -> str:
@@ -144,7 +149,7 @@ def _folder_name(source: Source, collector: _Collector) -> str:
     if isinstance(source, DebianSource):
         state = [source.model_dump(mode="json", exclude={"fallback"}), collector.seed]
     elif isinstance(source, FilesSource):
-        state += file_states(matching_files(source.paths, collector.category))
+        state += file_states(matching_files(source.paths, f"categories.{collector.category}"))
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     return f"{type(source).__name__.removesuffix('Source').lower()}-{digest}"
 

@@ -3,13 +3,15 @@
     out/documents/{train,validation}/<category>.jsonl    text, id, metadata
     out/funnel.json                                      what came in, what was dropped and why
     out/report.html                                      the same to look at, with samples
+    out/contamination.json                               benchmarks' questions found, if looked for
     out/dropped/<category>.jsonl                         if asked for
     out/cache/                                           downloads and collected pages, kept
 
     collect   sources -> WARC shards; each shard is one task of what follows
     clean     the steps of each category's content: web, text, maths or code (`steps`)
     exact     drop equal texts; compute MinHash signatures
-    near      drop near duplicates; late steps
+    near      drop near duplicates; late steps: benchmarks' questions out, scores (`late`)
+    tiers     categories cut into several by their scores
     split     documents to training and validation by a hash of their id
 
 Duplicates go before the split, so a validation document has no near copy in training. Every pass
@@ -17,6 +19,7 @@ is a list of datatrove steps (`executors` run them). Run again after a kill, the
 the first unfinished task and ends in the same bytes.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -27,12 +30,16 @@ from typing import Any
 
 from plait.core.artifact import atomic_directory, file_states, write_json
 from plait.core.errors import DataError
+from plait.core.run_folder import input_digest
 from plait.core.seed import mix_seed
 from plait.data.collect import Shard, collect
 from plait.data.curate_report import write_report
 from plait.data.curate_settings import CategorySettings, CurateSettings
+from plait.data.decontaminate_report import Removals
 from plait.data.funnel import Funnel, describe_losses, stage_metrics
+from plait.data.late import Tools, late_steps, open_tools
 from plait.data.steps import Ask, path_module
+from plait.data.tiers import Cuts, find_cuts
 
 __all__ = ["CurateSettings", "run"]
 
@@ -45,9 +52,11 @@ def run(
     out: Path,
     ask: Mapping[str, Ask] | None = None,
 ) -> dict[str, float]:
-    """Curate documents from the sources of `settings`; it takes no inputs.
+    """Curate documents from the sources of `settings`.
 
-    `ask` gives language models to the steps that want one, by role.
+    Inputs: `student`, the stage that trained one, for scores by it; `benchmarks`, stages whose
+    held-out questions no document may hold. `ask` gives language models to the steps that want one,
+    by role.
 
     Returns: `documents_in`, `documents_kept`, `characters`, and `kept.<category>`,
     `characters.<category>`.
@@ -56,33 +65,41 @@ def run(
     """
     # Where and how many at once the tasks run changes the time, not the documents.
     chosen = settings.model_dump(mode="json", exclude={"workers", "executor", "slurm"})
-    fingerprint = _digest([chosen, file_states(settings.files_read())])
+    given = {role: input_digest(folder) for role, folder in sorted(inputs.items())}
+    fingerprint = _digest([chosen, file_states(settings.files_read()), given])
     finished = _read_funnel(out)
     if finished.get("fingerprint") == fingerprint:
         shutil.rmtree(out / "cache" / "work", ignore_errors=True)
         return stage_metrics(finished["categories"])
+    tools = open_tools(settings, inputs, out / "cache" / "steps")
     shards = collect(settings, out / "cache")
     work, logs = _open_work(out, _digest([fingerprint, _shard_states(shards)]))
-    counts = _run_passes(settings, shards, work, logs, ask or {})
-    funnel = _write_documents(settings, work, out, len(shards), counts)
+    counts = _run_passes(settings, shards, work, logs, ask or {}, tools)
+    funnel, removals = _write_documents(settings, work, out, len(shards), counts, tools)
     table = funnel.table()
     _check_not_empty(settings, table)
-    write_report(out, table)
+    contamination = tools.index and removals.write(out, tools.index, "judge" in (ask or {}))
+    write_report(out, table, contamination)
     write_json(out / "funnel.json", {"fingerprint": fingerprint, "categories": table})
     shutil.rmtree(work)
     return stage_metrics(table)
 
 
 def _run_passes(
-    settings: CurateSettings, shards: list[Shard], work: Path, logs: Path, ask: Mapping[str, Ask]
+    settings: CurateSettings,
+    shards: list[Shard],
+    work: Path,
+    logs: Path,
+    ask: Mapping[str, Ask],
+    tools: Tools,
 ) -> dict[str, int]:
-    """Run everything between the shards and `work/near`; return the counters of the walks."""
+    """Run everything between the shards and `work/tiers`; return the counters of the walks."""
     # datatrove and the extractors take a second to import, which reading a recipe need not pay.
     from plait.data import dedup
     from plait.data.curate_io import DropWriter, PassReader, PassWriter
     from plait.data.executors import counters, open_executor
     from plait.data.extract import check_selectors
-    from plait.data.walk import EarlyWalk, LateWalk
+    from plait.data.walk import EarlyWalk, LateWalk, TierWalk
 
     def drops(name: str, reason: str | None = None) -> DropWriter:
         return DropWriter(work / "dropped" / name, settings.keep_dropped, reason)
@@ -111,19 +128,53 @@ def _run_passes(
         near = [
             PassReader(work / "exact"),
             dedup.drop_near(work, drops("3_near", "near_duplicate")),
-            LateWalk(settings.categories, shards, drops("4_late"), cache, ask),
+            LateWalk(settings.categories, shards, drops("4_late"), cache, ask, tools=tools),
             PassWriter(work / "near"),
         ]
         executor.run("near_drop", near, num_tasks)
-    return counters(logs, "clean") | counters(logs, "near_drop")
+        if _makes_tiers(settings):
+            walk = functools.partial(TierWalk, settings.categories, shards)
+            tiers = [
+                PassReader(work / "near"),
+                walk(drops("5_tiers"), cache, ask, cuts=_cuts(settings, shards, work)),
+                PassWriter(work / "tiers"),
+            ]
+            executor.run("tiers", tiers, num_tasks)
+    return counters(logs, "clean") | counters(logs, "near_drop") | counters(logs, "tiers")
+
+
+def _makes_tiers(settings: CurateSettings) -> bool:
+    return any(category.tiers for category in settings.categories.values())
+
+
+def _cuts(settings: CurateSettings, shards: list[Shard], work: Path) -> dict[str, Cuts]:
+    """Return where each category's scores are cut into tiers; kept in `work` once found."""
+    file = work / "cuts.json"
+    if not file.exists():
+        cuts = {}
+        for name, category in settings.categories.items():
+            tasks = [task for task, shard in enumerate(shards) if shard.category == name]
+            kept = [work / "near" / f"{task:05d}.jsonl" for task in tasks]
+            if category.tiers:
+                cuts[name] = find_cuts((d for _, d in _lines(kept)), category.tiers)
+        write_json(file, cuts)
+    return json.loads(file.read_text())
 
 
 def _write_documents(
-    settings: CurateSettings, work: Path, out: Path, num_tasks: int, counts: dict[str, int]
-) -> Funnel:
+    settings: CurateSettings,
+    work: Path,
+    out: Path,
+    num_tasks: int,
+    counts: dict[str, int],
+    tools: Tools,
+) -> tuple[Funnel, Removals]:
     """Write the final files in the order of tasks and count what they hold."""
-    funnel = Funnel({name: _step_names(c) for name, c in settings.categories.items()}, counts)
-    kept = [work / "near" / f"{task:05d}.jsonl" for task in range(num_tasks)]
+    steps = {name: _step_names(category, tools) for name, category in settings.categories.items()}
+    labels = {name: [s.name for s in c.scores] for name, c in settings.categories.items()}
+    funnel, removals = Funnel(steps, counts, labels), Removals()
+    last = "tiers" if _makes_tiers(settings) else "near"
+    kept = [work / last / f"{task:05d}.jsonl" for task in range(num_tasks)]
     limits = _validation_limits(settings, kept)
     with atomic_directory(out / "documents") as folder:
         for split in ("train", "validation"):
@@ -138,19 +189,20 @@ def _write_documents(
     with atomic_directory(out / "dropped") as folder:
         for line, document in _lines(sorted((work / "dropped").glob("*/*.jsonl"))):
             funnel.add_dropped(document)
+            removals.add(document)
             if settings.keep_dropped:
                 with (folder / f"{document['category']}.jsonl").open("ab") as file:
                     file.write(line)
     if not settings.keep_dropped:
         (out / "dropped").rmdir()
-    return funnel
+    return funnel, removals
 
 
-def _step_names(category: CategorySettings) -> list[str]:
+def _step_names(category: CategorySettings, tools: Tools) -> list[str]:
     """Return the names of all that a category's documents go through, in order."""
-    module = path_module(category)
-    early = [step.name for step in module.steps(category)]
-    return ["read", *early, "exact", "near", *(s.name for s in module.late_steps(category))]
+    early = [step.name for step in path_module(category).steps(category)]
+    late = [step.name for step in late_steps(category, tools)]
+    return ["read", *early, "exact", "near", *late, *(["tiers"] if category.tiers else [])]
 
 
 def _validation_limits(settings: CurateSettings, files: list[Path]) -> dict[str, float]:
@@ -158,9 +210,10 @@ def _validation_limits(settings: CurateSettings, files: list[Path]) -> dict[str,
 
     It is `validation_share`, or that of the lowest document where the share would give none.
     """
-    lowest = dict.fromkeys(settings.categories, 1.0)
+    made = [end for name, category in settings.categories.items() for end in category.made(name)]
+    lowest = dict.fromkeys(made, 1.0)
     if settings.validation_share == 0:
-        return dict.fromkeys(settings.categories, -1.0)
+        return dict.fromkeys(made, -1.0)
     for _, document in _lines(files):
         name = document["metadata"]["category"]
         lowest[name] = min(lowest[name], _place(settings, document["id"]))

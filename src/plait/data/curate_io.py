@@ -12,6 +12,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 
 from plait.data.collect import Shard
+from plait.data.decontaminate import FOUND
 from plait.data.extract import decode, is_text
 from plait.data.warc import Record, read_records
 
@@ -56,6 +57,8 @@ class DropWriter(JsonlWriter):
             "bytes": len(document.text.encode("utf-8", "replace")),
             "url": metadata.get("url"),
         }
+        if FOUND in metadata:
+            facts[FOUND] = metadata[FOUND]
         if self.with_text:
             return facts | {"text": document.text}
         if reason in self.shown:

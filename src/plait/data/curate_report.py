@@ -14,8 +14,13 @@ from plait.core.sizes import format_bytes
 _NUM_REASONS = 4
 
 
-def write_report(out: Path, table: dict[str, Any]) -> Path:
-    """Write `out`/report.html and return its path. `table` is what `Funnel.table` returns."""
+def write_report(
+    out: Path, table: dict[str, Any], contamination: dict[str, Any] | None = None
+) -> Path:
+    """Write `out`/report.html and return its path.
+
+    `table` is what `Funnel.table` returns, `contamination` what `Removals.table` does.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -31,6 +36,7 @@ def write_report(out: Path, table: dict[str, Any]) -> Path:
         total=_totals(table),
         languages=_languages(table),
         licences=_licences(table),
+        contamination=contamination,
     )
     write_atomic(out / "report.html", page)
     return out / "report.html"

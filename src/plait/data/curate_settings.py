@@ -7,13 +7,22 @@ languages = ["en"]
 paths = ["crawl/*.warc.gz"]
 """
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from plait.core.config import Settings, nearest
+from plait.core.endpoint import EndpointSettings
+from plait.data.quality_settings import (
+    NAME,
+    SUBJECT,
+    DecontaminateSettings,
+    Role,
+    ScoreSettings,
+    TierSettings,
+    model_files,
+)
 from plait.data.source_settings import (
     DebianCodeSource,
     DebianSource,
@@ -26,8 +35,6 @@ from plait.data.source_settings import (
 # English and the 15 languages of the report, in the codes of ISO 639-1.
 LANGUAGES = ("en", "ar", "zh", "da", "nl", "fr", "de", "it", "ja", "ko", "pl", "pt", "ru", "es",
              "sv", "th")  # fmt: skip
-
-_CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 class ProseRules(Settings):
@@ -63,14 +70,41 @@ class ProseRules(Settings):
 
 
 class CodeRules(Settings):
-    """What source code must look like to be kept. Defaults: The Stack and OpenCoder."""
+    """What source code must look like to be kept; limits by language are in `code_languages.toml`.
 
+    The kinds of rule are OpenCoder's (arXiv 2411.04905, appendix A); line lengths and
+    `min_alphanumeric` are The Stack's numbers, the other limits ours, set on Debian's sources.
+    """
+
+    detect_licences: bool = True
+    """Whether the head of each file is searched for a licence of its own (ScanCode: 1.4 GB in each
+    worker). If not, what the source states of it counts alone."""
     min_characters: int = 100
     max_characters: int = 1_000_000
+    max_lines: int = 20_000
     max_line_characters: int = 1_000
     max_mean_line_characters: float = 100.0
     min_alphanumeric: float = 0.25
     """Share of characters that are letters or digits."""
+    min_alphabetic: float = 0.3
+    """Share of letters in what is not blank."""
+    min_distinct_words: int = 8
+    max_encoded: float = 0.3
+    """Share of characters in runs of base64, hexadecimal or escaped data."""
+    max_hex: float = 0.3
+    """Share of hexadecimal numbers in code."""
+    max_strings: float = 0.6
+    """Share of code inside quotes."""
+    min_code: float = 0.1
+    """Share of characters that are no comment."""
+    max_repeated_lines: float = 0.7
+    """Share of lines of code that occur more than once."""
+    min_lines_judged: int = 20
+    """Shorter files are given this many lines when repeated ones are counted."""
+    max_to_do: float = 0.1
+    """Notes of what is to be done, a line."""
+    max_error_lines: float = 0.05
+    """Share of lines that cannot be parsed."""
 
 
 class CategorySettings(Settings):
@@ -83,7 +117,7 @@ class CategorySettings(Settings):
     files: tuple[FilesSource, ...] = ()
     content: Literal["web", "text", "maths", "code"] = "web"
     """Which steps its pages go through. `web`: URL, extractor, language, `prose`. `text` is taken
-    as it stands, then language and `prose`. `code` is asked `code`."""
+    as it stands, then language and `prose`. `code`: a permissive licence, `code`, syntax."""
     url_lists: bool = True
     """Whether http addresses are looked up in datatrove's lists of unwanted sites (0.5 GB in each
     worker)."""
@@ -102,6 +136,10 @@ class CategorySettings(Settings):
     prose_by_language: dict[str, dict[str, Any]] = Field(default={})
     """Rules that differ for a language: `prose_by_language.ko = { min_words = 30 }`."""
     code: CodeRules = CodeRules()
+    scores: tuple[ScoreSettings, ...] = ()
+    """Labels that the documents get after deduplication."""
+    tiers: TierSettings | None = None
+    """Into which categories the documents go by their scores; None leaves them in this one."""
     required: bool = True
     """Whether it is an error if nothing is kept; else the category is left out with a warning."""
 
@@ -121,7 +159,17 @@ class CategorySettings(Settings):
         for code in self.prose_by_language:
             _check_language(code)
             self.prose_for(code)
+        names = [score.name for score in self.scores]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two scores have the same name: {', '.join(names)}")
+        for name in self.tiers.by if self.tiers else ():
+            if name not in names or name == SUBJECT:
+                raise ValueError(f"tiers: no score {name!r} with numbers; {nearest(name, names)}")
         return self
+
+    def made(self, name: str) -> tuple[str, ...]:
+        """Return the categories that the documents of this one, called `name`, end in."""
+        return self.tiers.categories if self.tiers else (name,)
 
     def prose_for(self, language: str) -> ProseRules:
         """Return the rules for prose in a language."""
@@ -178,6 +226,18 @@ class CurateSettings(Settings):
     usual `if __name__ == "__main__"`)."""
     seed: int = 0
     """Of page samples and of the split."""
+    decontaminate: DecontaminateSettings | None = None
+    """What no document may hold; None looks for nothing."""
+    endpoints: dict[Role, EndpointSettings] = Field(default={})
+    """Models that are asked: `clean` for pages of mathematics, `label` for scores, `judge` for what
+    may be a benchmark's question in other words."""
+
+    @model_validator(mode="after")
+    def _asked(self) -> "CurateSettings":
+        for name, category in self.categories.items():
+            if any(s.by == "endpoint" for s in category.scores) and "label" not in self.endpoints:
+                raise ValueError(f"categories.{name}.scores: needs a table endpoints.label")
+        return self
 
     @model_validator(mode="after")
     def _placed(self) -> "CurateSettings":
@@ -186,19 +246,27 @@ class CurateSettings(Settings):
         return self
 
     def files_read(self) -> list[Path]:
-        """Return every file that a source names by path or glob."""
-        return [
+        """Return every file that a source, a score or a benchmark names by path or glob."""
+        pages = [
             path
             for name, category in self.categories.items()
             for source in (*category.warc, *category.files)
-            for path in matching_files(source.paths, name)
+            for path in matching_files(source.paths, f"categories.{name}")
         ]
+        models = [
+            path
+            for name, category in self.categories.items()
+            for score in category.scores
+            if score.model
+            for path in model_files(score.model, f"categories.{name}.scores {score.name!r}")
+        ]
+        return [*pages, *models, *(self.decontaminate.files_read() if self.decontaminate else [])]
 
     @field_validator("categories")
     @classmethod
     def _names(cls, categories: dict[str, CategorySettings]) -> dict[str, CategorySettings]:
         for name in categories:
-            if not _CATEGORY.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise ValueError(
                     f"category {name!r}: a name is lower-case letters, digits, - and _"
                 )

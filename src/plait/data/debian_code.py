@@ -1,11 +1,12 @@
-"""Source code out of Debian source packages, each file with the licence that the package states.
+"""Source code out of Debian source packages, each file with its licence.
 
 `apt-get source --download-only` fetches (and verifies) a package into a cache folder. Package
 lists of sources are kept there too, made from the system's own sources, so neither root nor a
 `deb-src` line is needed. Archives are read as streams; nothing is unpacked to disk.
 
 A package's `debian/copyright` in the machine-readable format (DEP-5) says which files are under
-which licence; of several patterns that match a file the last one counts.
+which licence; of several patterns that match a file the last one counts. Where there is no such
+statement, the licence files in the source tree speak (`licences.RepositoryLicences`).
 """
 
 import logging
@@ -21,6 +22,7 @@ from urllib.parse import quote
 from plait.core.artifact import atomic_directory, write_atomic
 from plait.core.errors import DataError
 from plait.data.debian import APT, Runner, run_command
+from plait.data.licences import RepositoryLicences, is_licence_file, normalised
 from plait.data.pages import Page, Pattern, media_type_of
 
 logger = logging.getLogger(__name__)
@@ -69,15 +71,28 @@ def source_files(package: SourcePackage, pattern: Pattern) -> Iterator[Page]:
 
     Raises: DataError if an archive cannot be read.
     """
-    licences = _Licences(_copyright(package))
+    stated, repository = stated_licences(package), repository_licences(package)
     origin = f"debian-source:{package.name}={package.version}"
     for path, body in _members(package.upstream):
         if path in pattern and len(body) <= _MAX_BYTES:
             url = f"file:///{quote(f'{package.name}-{package.version}/{path}')}"
-            yield Page(url, media_type_of(path), body, origin, licences.of(path))
+            statement = stated.of(path)
+            licence = normalised(statement) or repository.of(path) or statement
+            yield Page(url, media_type_of(path), body, origin, licence)
 
 
-class _Licences:
+def stated_licences(package: SourcePackage) -> "StatedLicences":
+    """Return what the package's copyright file states."""
+    return StatedLicences(_copyright(package))
+
+
+def repository_licences(package: SourcePackage) -> RepositoryLicences:
+    """Return what the licence files in the authors' tree say; they are read when asked."""
+    files = _members(package.upstream)
+    return RepositoryLicences((path, body) for path, body in files if is_licence_file(path))
+
+
+class StatedLicences:
     """Which licence a path is under, by a DEP-5 file; always None for other files."""
 
     def __init__(self, text: str) -> None:
@@ -90,6 +105,7 @@ class _Licences:
                 self.stanzas.append((re.compile(pattern), licence.strip().splitlines()[0].strip()))
 
     def of(self, path: str) -> str | None:
+        """Return the first line of the licence that the last matching stanza states, or None."""
         found = [licence for pattern, licence in self.stanzas if pattern.fullmatch(path)]
         return found[-1] if found else None
 

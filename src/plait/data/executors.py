@@ -157,7 +157,7 @@ class RayTasks:
 
     def __init__(self, logs: Path, workers: int) -> None:
         try:
-            import ray  # pyright: ignore[reportMissingImports]
+            import ray
         except ImportError:
             raise PlaitError(
                 "executor = \"ray\" needs Ray: install it with pip install 'plait[ray]'"
@@ -166,8 +166,8 @@ class RayTasks:
         self.workers = workers
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS", "local")
-            cpus = {"num_cpus": workers} if address == "local" else {}
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, **cpus)
+            cpus = workers if address == "local" else None
+            ray.init(address, num_cpus=cpus, include_dashboard=False, log_to_driver=False)
 
     def run(self, name: str, steps: Sequence[PipelineStep], num_tasks: int) -> None:
         """Run all tasks of a pass; see `PassExecutor`."""

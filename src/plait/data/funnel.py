@@ -19,11 +19,25 @@ class Funnel:
     """Counts by category; sums are checked when it is read.
 
     `steps` names what each category goes through, in order; `counts` are the counters of the walks:
-    `<category>/<step>/documents` and `.../bytes`, where the step `in` stands for what came in.
+    `<category>/<step>/documents` and `.../bytes`, where the step `in` stands for what came in;
+    `labels` are the names of each category's scores. A category that is cut into tiers is counted
+    as it was collected, and its documents once more by the categories that they end in.
     """
 
-    def __init__(self, steps: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        steps: Mapping[str, Sequence[str]],
+        counts: Mapping[str, int],
+        labels: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self.steps, self.counts = dict(steps), counts
+        self.labels = {
+            name: {label: Counter[str]() for label in (labels or {}).get(name, ())}
+            for name in steps
+        }
+        self.tiers: dict[str, dict[str, Counter[str]]] = {
+            name: defaultdict(Counter) for name in steps
+        }
         self.dropped: dict[str, dict[tuple[str, str, str], Counter[str]]] = {
             name: defaultdict(Counter) for name in steps
         }
@@ -49,10 +63,14 @@ class Funnel:
     def add_kept(self, document: Mapping[str, Any], is_validation: bool) -> None:
         """Count a kept document."""
         metadata, text = document["metadata"], document["text"]
-        name, num_bytes = metadata["category"], len(text.encode())
+        name, num_bytes = metadata.get("pool", metadata["category"]), len(text.encode())
         split = "validation" if is_validation else "train"
         size = {"documents": 1, "characters": len(text), "bytes": num_bytes}
         self.kept[name].update({**size, split: 1})
+        self.tiers[name][metadata["category"]].update({**size, split: 1})
+        for label, values in self.labels[name].items():
+            value = metadata[label]
+            values[value if isinstance(value, str) else str(round(value))] += 1
         self.languages[name][metadata["language"]].update(size)
         source = self.sources[name].setdefault(metadata["source"], Counter())
         source.update({"documents": 1, "characters": len(text)})
@@ -96,6 +114,10 @@ class Funnel:
             "bytes": kept["bytes"],
             "dropped": dict(reasons.most_common()),
             "steps": self._steps(name, pages),
+            "tiers": {tier: dict(size) for tier, size in sorted(self.tiers[name].items())},
+            "labels": {
+                label: dict(sorted(values.items())) for label, values in self.labels[name].items()
+            },
             "languages": self._languages(name),
             "sources": {source: dict(size) for source, size in sorted(self.sources[name].items())},
             "licences": {text: dict(size) for text, size in sorted(self.licences[name].items())},
@@ -163,11 +185,17 @@ def describe_losses(table: dict[str, Any]) -> str:
 
 def stage_metrics(categories: dict[str, Any]) -> dict[str, float]:
     """Flatten the account into the stage's summary."""
-    metrics: dict[str, float] = {
-        key: float(sum(table[key] for table in categories.values()))
-        for key in ("documents_in", "documents_kept", "characters")
-    }
+    metrics = Counter[str](
+        {
+            key: sum(table[key] for table in categories.values())
+            for key in ("documents_in", "documents_kept", "characters")
+        }
+    )
     for name, table in categories.items():
-        metrics[f"kept.{name}"] = float(table["documents_kept"])
-        metrics[f"characters.{name}"] = float(table["characters"])
-    return metrics
+        metrics[f"kept.{name}"] += table["documents_kept"]
+        metrics[f"characters.{name}"] += table["characters"]
+        for tier, size in table["tiers"].items():
+            if tier != name:
+                metrics[f"kept.{tier}"] += size["documents"]
+                metrics[f"characters.{tier}"] += size["characters"]
+    return {name: float(value) for name, value in metrics.items()}

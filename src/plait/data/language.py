@@ -10,9 +10,10 @@ from typing import NamedTuple
 from datatrove.data import Document
 
 from plait.data.curate_settings import LANGUAGES, CategorySettings
+from plait.data.excerpt import excerpt
 from plait.data.steps import Step, Task, per_document
 
-_SAMPLE_CHARACTERS = 700
+_STRETCH = 700
 
 
 class Verdict(NamedTuple):
@@ -28,7 +29,7 @@ class Verdict(NamedTuple):
 
 def identify(text: str) -> Verdict:
     """Identify the language of a text from its start, middle and end."""
-    ranks = _identifier().rank(_sample(text))
+    ranks = _identifier().rank(excerpt(text, _STRETCH))
     ours = [(code, float(p)) for code, p in ranks if code in LANGUAGES]
     total = sum(p for _, p in ours)
     code, best = ours[0]
@@ -60,17 +61,3 @@ def _identifier():
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def _sample(text: str) -> str:
-    """Return at most three stretches of a long text: its start alone may be a title page."""
-    if len(text) <= 3 * _SAMPLE_CHARACTERS:
-        return text
-    middle = (len(text) - _SAMPLE_CHARACTERS) // 2
-    return "\n".join(
-        (
-            text[:_SAMPLE_CHARACTERS],
-            text[middle : middle + _SAMPLE_CHARACTERS],
-            text[-_SAMPLE_CHARACTERS:],
-        )
-    )

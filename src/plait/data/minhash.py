@@ -32,8 +32,12 @@ class Family(NamedTuple):
 def ngram_hashes(text: str, n: int) -> np.ndarray:
     """Return a 64-bit hash of every n-gram of characters in a text; of all of a shorter text."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
-    n = min(n, codes.size)
-    if n == 0:
+    return window_hashes(codes, min(n, codes.size))
+
+
+def window_hashes(codes: np.ndarray, n: int) -> np.ndarray:
+    """Return a 64-bit hash of every `n` numbers in a row of a uint64 array; of fewer, none."""
+    if not 0 < n <= codes.size:
         return np.empty(0, np.uint64)
     terms = mix(codes) * _powers(_BASE, _rounded(codes.size))[: codes.size]
     prefix = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])

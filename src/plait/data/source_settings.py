@@ -77,7 +77,7 @@ class DebianCodeSource(Settings):
     """Files of Debian source packages, as their authors released them.
 
     Every document carries the licence that the package's machine-readable copyright file states for
-    it.
+    it, or what the licence files of the source tree say.
     """
 
     packages: tuple[str, ...] = Field(min_length=1)
@@ -115,19 +115,17 @@ class FilesSource(Settings):
     """Files kept of this source, chosen by hash; None keeps all."""
 
 
-def matching_files(patterns: tuple[str, ...], category: str) -> list[Path]:
-    """Return the files that a source's patterns match, in order.
+def matching_files(patterns: tuple[str, ...], where: str) -> list[Path]:
+    """Return the files that patterns match, in order.
 
-    Raises: ConfigError naming the category and the pattern that matches nothing.
+    Raises: ConfigError naming the key, `where`, and the pattern that matches nothing.
     """
     found = []
     for pattern in patterns:
         paths = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
         files = [Path(path) for path in paths if Path(path).is_file()]
         if not files:
-            raise ConfigError(
-                f"categories.{category}: no file matches {pattern!r} (from {Path.cwd()})"
-            )
+            raise ConfigError(f"{where}: no file matches {pattern!r} (from {Path.cwd()})")
         found += files
     return found
 

@@ -8,6 +8,7 @@ ends in the task's statistics as `<category>/<step>/documents` and `.../bytes`.
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -15,13 +16,15 @@ from datatrove.pipeline.base import PipelineStep
 from plait.data.collect import Shard
 from plait.data.curate_io import DropWriter, read_shard
 from plait.data.curate_settings import CategorySettings
+from plait.data.late import Tools, late_steps
 from plait.data.steps import Ask, Step, Task, path_module
+from plait.data.tiers import Cuts, tier_step
 
 READ = "read"
 
 
 class Walk(PipelineStep):
-    """Base of the two walks: before deduplication, from the shard; and after it."""
+    """Base of the walks: before deduplication, from the shard; after it; and into tiers."""
 
     type = "🚶 - STEPS"
     name = "walk"
@@ -48,21 +51,21 @@ class Walk(PipelineStep):
         if rank >= len(self.shards):
             return
         shard = self.shards[rank]
-        category = self.categories[shard.category]
         with self.drops:
             documents = self.enter(data, shard, rank)
-            for step in self.steps_of(category):
+            for step in self.steps_of(shard.category):
                 record = functools.partial(self._drop, step=step.name, rank=rank)
                 task = Task(shard.category, record, self.cache, self.ask)
                 documents = self._counted(step.run(documents, task), shard.category, step.name)
             yield from documents
 
     def enter(self, data: Iterator[Document] | None, shard: Shard, rank: int) -> Iterator[Document]:
-        """Yield what the first step gets."""
-        raise NotImplementedError
+        """Yield what the first step gets: the documents of the pass before."""
+        assert data is not None
+        return data
 
-    def steps_of(self, category: CategorySettings) -> Sequence[Step]:
-        """Return the steps to take."""
+    def steps_of(self, name: str) -> Sequence[Step]:
+        """Return the steps that a category takes."""
         raise NotImplementedError
 
     def _drop(self, document: Document, reason: str, *, step: str, rank: int) -> None:
@@ -96,8 +99,9 @@ class EarlyWalk(Walk):
             else:
                 self._drop(document, reason, step=READ, rank=rank)
 
-    def steps_of(self, category: CategorySettings) -> Sequence[Step]:
+    def steps_of(self, name: str) -> Sequence[Step]:
         """Return the steps before deduplication."""
+        category = self.categories[name]
         return path_module(category).steps(category)
 
 
@@ -106,11 +110,25 @@ class LateWalk(Walk):
 
     name = "late steps"
 
-    def enter(self, data: Iterator[Document] | None, shard: Shard, rank: int) -> Iterator[Document]:
-        """Yield the documents of the pass before."""
-        assert data is not None
-        return data
+    def __init__(self, *args: Any, tools: Tools) -> None:
+        super().__init__(*args)
+        self.tools = tools
 
-    def steps_of(self, category: CategorySettings) -> Sequence[Step]:
+    def steps_of(self, name: str) -> Sequence[Step]:
         """Return the steps after deduplication."""
-        return path_module(category).late_steps(category)
+        return late_steps(self.categories[name], self.tools)
+
+
+class TierWalk(Walk):
+    """From the scores of a category to the categories that it is cut into."""
+
+    name = "tiers"
+
+    def __init__(self, *args: Any, cuts: Mapping[str, Cuts]) -> None:
+        super().__init__(*args)
+        self.cuts = dict(cuts)
+
+    def steps_of(self, name: str) -> Sequence[Step]:
+        """Return the one step that there is, or none."""
+        tiers = self.categories[name].tiers
+        return [tier_step(tiers, self.cuts[name])] if tiers else []

@@ -10,20 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plait.core.errors import RequestError
 from plait.engine.request import SamplingParams
 
 
 class LogitEdits:
-    """Biases and penalties of one request, with the counts of tokens that they need.
-
-    Raises: RequestError if logit_bias names an id that does not exist.
-    """
+    """Biases and penalties of one request, with the counts of tokens that they need."""
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], num_ids: int) -> None:
         self._params = params
-        if bad := [id_ for id_ in params.logit_bias if not 0 <= id_ < num_ids]:
-            raise RequestError(f"logit_bias names token {bad[0]}; ids run from 0 to {num_ids - 1}")
         self._bias_ids = torch.tensor(list(params.logit_bias), dtype=torch.int64)
         self._bias = torch.tensor(list(params.logit_bias.values()))
         self._penalises = bool(params.frequency_penalty or params.presence_penalty)

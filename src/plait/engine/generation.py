@@ -16,7 +16,7 @@ from plait.engine.edits import LogitEdits
 from plait.engine.request import Completion, FinishReason, SamplingParams, TokenLogprob
 from plait.engine.sampler import Edit
 from plait.engine.text import decode, find_first, num_held_bytes
-from plait.engine.vocabulary import Vocabulary
+from plait.engine.vocabulary import Vocabulary, check_ids
 
 _UNIFORMS_AT_ONCE = 64
 
@@ -24,7 +24,8 @@ _UNIFORMS_AT_ONCE = 64
 class Generation:
     """The state of one request.
 
-    Raises: RequestError if the prompt is empty, holds unknown ids or does not fit in `max_context`.
+    Raises: RequestError if the prompt is empty or does not fit in `max_context`, or the prompt or
+    the parameters hold unknown ids.
     """
 
     def __init__(
@@ -49,11 +50,14 @@ class Generation:
         self.error: Exception | None = None
         """Why the generation failed; it is over then, without a result."""
         self._vocabulary = vocabulary
+        num_ids = len(vocabulary.token_bytes)
+        for name in ("logit_bias", "stop_token_ids"):
+            check_ids(name, getattr(params, name), num_ids)
         self._max_tokens = _room(self.prompt_ids, params, vocabulary, max_context)
         ends = frozenset() if params.ignore_eos else vocabulary.end_ids
         self._stop_ids = ends | set(params.stop_token_ids)
         self._uniforms = _uniforms(params)
-        self._edits = LogitEdits(params, self.prompt_ids, len(vocabulary.token_bytes))
+        self._edits = LogitEdits(params, self.prompt_ids, num_ids)
         self._matcher = vocabulary.grammars.matcher(params.grammar) if params.grammar else None
         self._stops = [text.encode() for text in params.stop]
         self._content_start: int | None = None
@@ -259,12 +263,10 @@ def _room(
     prompt_ids: list[int], params: SamplingParams, vocabulary: Vocabulary, max_context: int
 ) -> int:
     """Return how many tokens may follow the prompt."""
-    num_prompt, num_ids = len(prompt_ids), len(vocabulary.token_bytes)
+    num_prompt = len(prompt_ids)
     if not prompt_ids:
         raise RequestError("the prompt is empty: give at least one token")
-    if not 0 <= min(prompt_ids) <= max(prompt_ids) < num_ids:
-        bad = next(id_ for id_ in prompt_ids if not 0 <= id_ < num_ids)
-        raise RequestError(f"the prompt holds token id {bad}; ids run from 0 to {num_ids - 1}")
+    check_ids("the prompt", prompt_ids, len(vocabulary.token_bytes))
     room = max_context - num_prompt
     if room < 1:
         raise RequestError(

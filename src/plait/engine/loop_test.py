@@ -3,7 +3,16 @@ import torch
 
 from plait.core.errors import PlaitError, RequestError
 from plait.engine.engine import Engine
-from plait.engine.fakes_test import FAKE, GREEDY, PLAIN, TRACE, ScriptedModel, run, script
+from plait.engine.fakes_test import (
+    FAKE,
+    GREEDY,
+    PLAIN,
+    TRACE,
+    ScriptedModel,
+    conversations,
+    run,
+    script,
+)
 from plait.engine.request import Delta, SamplingParams
 
 
@@ -141,7 +150,7 @@ def test_penalties_and_biases_change_the_choice():
     # A script's token has logit 50, all others 0.
     assert say(presence_penalty=2.0) == say(frequency_penalty=2.0) == "aabbccdd"
     assert say(repetition_penalty=1e9, logit_bias={x: 1.0})[1] == "x"
-    with pytest.raises(RequestError, match="logit_bias names token 99999"):
+    with pytest.raises(RequestError, match="logit_bias holds token id 99999"):
         say(logit_bias={99999: 1.0})
 
 
@@ -149,3 +158,19 @@ def test_min_tokens_hold_back_the_end():
     completion, _ = run("ab", PLAIN, min_tokens=6)
     assert len(completion.token_ids) == 7
     assert completion.text.startswith("ab")
+
+
+def test_decoding_leaves_no_tensor_behind(model, tokenizer):
+    """Keys and values go into blocks and states are written in place: a token costs no memory."""
+    engine = Engine(model, tokenizer, max_num_seqs=3, max_context=256)
+    params = SamplingParams(max_tokens=100, ignore_eos=True, seed=0, max_thinking_tokens=9)
+    for prompt in conversations(3):
+        engine.submit(prompt, params)
+    for _ in range(12):
+        engine.step()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for _ in range(8):
+            engine.step()
+    sizes = [event.self_cpu_memory_usage for event in profile.key_averages()]
+    assert max(sizes) > 1000
+    assert sum(sizes) == 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import model_validator
 
-from plait.core.config import Settings
+from plait.core.config import Settings, shortened
 from plait.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length"]
 MAX_TOP_LOGPROBS = 20
+MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1024
+MAX_GRAMMAR_CHARACTERS = 2**18
 
 
 class Grammar(Settings):
@@ -31,6 +33,16 @@ class Grammar(Settings):
     kind: Literal["json_schema", "regex", "lark"]
     source: str
     """The schema as JSON, the regular expression, or the Lark grammar as llguidance reads it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Grammar":
+        # Compiling one of a megabyte takes seconds, in which no other answer goes on.
+        if len(self.source) > MAX_GRAMMAR_CHARACTERS:
+            raise RequestError(
+                f"the {self.kind} has {len(self.source):,} characters; allowed: "
+                f"{MAX_GRAMMAR_CHARACTERS:,}"
+            )
+        return self
 
 
 class TokenLogprob(NamedTuple):
@@ -107,7 +119,12 @@ class SamplingParams(Settings):
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("seed", self.seed is None or 0 <= self.seed < 2**63, "in 0 .. 2**63 - 1, or None"),
-            ("stop", "" not in self.stop, "texts that are not empty"),
+            (
+                "stop",
+                len(self.stop) <= MAX_STOPS
+                and all(0 < len(text) <= MAX_STOP_CHARACTERS for text in self.stop),
+                f"up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS:,} characters",
+            ),
             (
                 "max_thinking_tokens",
                 self.max_thinking_tokens is None or self.max_thinking_tokens >= 0,
@@ -128,7 +145,7 @@ class SamplingParams(Settings):
         ]
         for name, holds, allowed in rules:
             if not holds:
-                raise RequestError(f"{name} = {getattr(self, name)!r}; allowed: {allowed}")
+                raise RequestError(f"{name} = {shortened(getattr(self, name))}; allowed: {allowed}")
         if self.min_answer_tokens and self.max_tokens is None:
             raise RequestError(
                 f"min_answer_tokens = {self.min_answer_tokens} reserves a part of max_tokens, "

@@ -53,7 +53,12 @@ def find_first(data: bytearray, texts: Sequence[bytes], searched: int, start: in
 
 def num_held_bytes(data: bytearray, texts: Sequence[bytes]) -> int:
     """Return the length of the longest end of `data` that is a beginning of one of `texts`."""
-    for length in range(max(map(len, texts), default=1) - 1, 0, -1):
-        if any(len(text) > length and data.endswith(text[:length]) for text in texts):
-            return length
+    longest = max(map(len, texts), default=1) - 1
+    tail = bytes(data[-longest:]) if longest else b""
+    beginnings = {text[0] for text in texts}
+    for start, byte in enumerate(tail):
+        if byte in beginnings:
+            end = tail[start:]
+            if any(len(text) > len(end) and text.startswith(end) for text in texts):
+                return len(end)
     return 0

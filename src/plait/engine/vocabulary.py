@@ -4,10 +4,23 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from plait.core.errors import ConfigError
+from plait.core.config import shortened
+from plait.core.errors import ConfigError, RequestError
 from plait.data.tokenizer import Tokenizer
 from plait.engine.budget import TagBans, closing_texts
 from plait.engine.grammar import GrammarCompiler
+
+
+def check_ids(where: str, ids: Iterable[int], num_ids: int) -> None:
+    """Refuse ids that no token has.
+
+    Raises: RequestError naming the first one.
+    """
+    bad = next((id_ for id_ in ids if not 0 <= id_ < num_ids), None)
+    if bad is not None:
+        raise RequestError(
+            f"{where} holds token id {shortened(bad)}; ids run from 0 to {num_ids - 1}"
+        )
 
 
 class Vocabulary:

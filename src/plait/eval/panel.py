@@ -19,9 +19,10 @@ COLUMNS = {
     ("number", False): "chains.no_think",
     ("toolcall", False): "tool_calls.exact",
     ("instruction", False): "instructions.strict",
+    ("reply", False): "letters.gold",
 }
 """Verifier and thinking to the name of a score: accuracy, share of calls that equal the expected
-one, mean share of a prompt's instructions that are strictly followed."""
+one, mean share of a prompt's instructions that are strictly followed, mean worth of a letter."""
 
 
 def panel_scores(

@@ -25,6 +25,13 @@ class Curve(NamedTuple):
     """Parts have colours of their own; the whole and what to compare with it are drawn in ink."""
 
 
+class Figure(NamedTuple):
+    """An SVG with the sentence under it."""
+
+    svg: str
+    caption: str
+
+
 def training_curves(
     name: str,
     tokens: Numbers,
@@ -67,6 +74,35 @@ def curves_over_tokens(name: str, tokens: Numbers, curves: Sequence[Curve], labe
         axes.set_ylabel(label)
         _count_axis(axes.xaxis)
         legend(figure, axes)
+        return to_svg(figure, name)
+
+
+def curves_over(
+    name: str,
+    x: Numbers,
+    panels: Sequence[tuple[str, Sequence[Curve]]],
+    label: str,
+    mark: int | float | None = None,
+) -> str:
+    """Draw panels (label and curves) above each other over one axis, with a line at `mark`.
+
+    A curve has the same colour in every panel in which its name occurs.
+    """
+    names = list(dict.fromkeys(curve.name for _, curves in panels for curve in curves))
+    with draw(height=1.2 + 1.6 * len(panels)) as figure:
+        rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        colour_of = dict(zip(names, colours(len(names)), strict=True))
+        for axes, (what, curves) in zip(rows, panels, strict=True):
+            for curve in curves:
+                style = {"color": colour_of[curve.name], "marker": "o", "markersize": 2.5}
+                if curve.role != "part":
+                    style["color"] = INK
+                axes.plot(x, curve.values, label=curve.name, **style)
+            if mark is not None:
+                axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
+            axes.set_ylabel(what)
+        rows[-1].set_xlabel(label)
+        legend(figure, max(rows, key=lambda axes: len(axes.lines)))
         return to_svg(figure, name)
 
 

@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 from plait.core.artifact import write_atomic
 from plait.core.errors import ConfigError
+from plait.eval.alignment import alignment_figures, alignment_rows
 from plait.eval.compression import TERMS, search_view
 from plait.eval.plots import (
     Curve,
+    Figure,
     curves_over_budget,
     curves_over_tokens,
     stacked_bars,
@@ -26,13 +28,6 @@ from plait.eval.read import StageRecord, read_stage, read_stages
 FREE = ".free"
 _BITS = "eval.bits_per_byte."
 _NUM_REASONS = 6
-
-
-class Figure(NamedTuple):
-    """An SVG with the sentence under it."""
-
-    svg: str
-    caption: str
 
 
 class Tile(NamedTuple):
@@ -108,6 +103,8 @@ def render(title: str, stages: Sequence[StageRecord]) -> str:
             figure for stage in stages for figure in _training_figures(stage, stages)
         ],
         evals=evals,
+        aligned=[row for stage in stages for row in alignment_rows(stage)],
+        alignment_figures=[figure for stage in stages for figure in alignment_figures(stage)],
         searches=[view for stage in stages if (view := search_view(stage)) is not None],
         memory_terms=TERMS,
         machine=_machine(stages),

@@ -139,6 +139,8 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         name = result.setting.name.removesuffix(FREE)
         flat[f"uncut.accuracy.{name}"] = result.overall.accuracy
         flat[f"uncut.well_formed.{name}"] = result.well_formed
+        for family, mean in result.families.items():
+            flat[f"uncut.accuracy.{name}.{family}"] = mean.accuracy
     for checkpoint, scores in rows.items():
         flat |= {f"panel.{checkpoint}.{name}": value for name, value in scores.items()}
     last = rows.get(model.name, {})

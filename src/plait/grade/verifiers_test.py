@@ -13,6 +13,7 @@ EXAMPLES = {
     "choice": ("B", "The answer is B", "The answer is C"),
     "instruction": (json.dumps(INSTRUCTION), "no commas here", "one, here"),
     "program": (json.dumps({"test": "assert f() == 1"}), "def f(): return 1", "def f(): return 2"),
+    "reply": ('{"name": "Anna", "thing": "lamp"}', "Dear Anna. The lamp works. Thank you.", ""),
     "toolcall": (json.dumps({"calls": CALL}), f"<TOOLCALL>{json.dumps(CALL)}</TOOLCALL>", "none"),
 }
 

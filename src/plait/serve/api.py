@@ -6,6 +6,7 @@ GET  /health, /v1/health/live, /v1/health/ready, /version, /metrics
 GET  /                                          the chat page
 """
 
+import asyncio
 import hmac
 import importlib.metadata
 import time
@@ -20,9 +21,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plait.core.config import Settings
+from plait.core.config import Settings, shortened
 from plait.core.errors import RequestError
 from plait.engine.engine import Engine
+from plait.engine.vocabulary import check_ids
 from plait.serve.chat import ChatAnswer, chat_ask
 from plait.serve.completions import CompletionAnswer, completion_asks
 from plait.serve.errors import UnknownModelError, install_handlers, json_response, plain_error
@@ -90,22 +92,25 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
 
 def _generation_routes(worker: Worker, model_name: str) -> APIRouter:
     router = APIRouter()
-    engine = worker.engine
-    names = TokenNames(engine.tokenizer)
+    tokenizer = worker.engine.tokenizer
+    names = TokenNames(tokenizer)
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         _check(body, model_name)
+        # In a thread: a long prompt takes seconds, in which the other answers go on.
+        ask = await asyncio.to_thread(chat_ask, body, tokenizer)
         answer = ChatAnswer(body, model_name, names)
-        return await respond(request, [chat_ask(body, engine)], answer, streams=bool(body.stream))
+        return await respond(request, [ask], answer, streams=bool(body.stream))
 
     @router.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Continue texts."""
         _check(body, model_name)
-        answer = CompletionAnswer(body, model_name, names, engine.tokenizer)
-        return await respond(request, completion_asks(body), answer, streams=bool(body.stream))
+        asks = await asyncio.to_thread(completion_asks, body, tokenizer)
+        answer = CompletionAnswer(body, model_name, names, tokenizer)
+        return await respond(request, asks, answer, streams=bool(body.stream))
 
     async def respond(
         request: Request,
@@ -165,10 +170,7 @@ def _token_routes(engine: Engine, model_name: str) -> APIRouter:
     def detokenize(body: DetokenizeRequest) -> Response:
         """Return the text of tokens."""
         _check_model(body.model, model_name)
-        num_ids = len(engine.tokenizer.token_bytes)
-        for token in body.tokens:
-            if not 0 <= token < num_ids:
-                raise RequestError(f"tokens holds {token}; ids run from 0 to {num_ids - 1}")
+        check_ids("tokens", body.tokens, len(engine.tokenizer.token_bytes))
         return json_response({"prompt": engine.tokenizer.decode(body.tokens)})
 
     return router
@@ -216,7 +218,7 @@ def _check(body: Sampling, model_name: str) -> None:
 
 def _check_model(name: str | None, served: str) -> None:
     if name not in (None, "", served):
-        raise UnknownModelError(f"model = {name!r} is not served here; {served!r} is")
+        raise UnknownModelError(f"model = {shortened(name)} is not served here; {served!r} is")
 
 
 def _encode(engine: Engine, body: TokenizeRequest) -> list[int]:

@@ -10,9 +10,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from plait.engine.text import decode
-from plait.serve.conftest import MODEL
+from plait.serve.conftest import HELLO, MODEL
 
-HELLO = [{"role": "user", "content": "hello"}]
 NO_THINK = {"chat_template_kwargs": {"enable_thinking": False}}
 SHORT = {"max_thinking_tokens": 4, "budget_rule": "hard"}
 TOOLS = [

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from plait.core.errors import RequestError
-from plait.engine.engine import Engine
+from plait.data.tokenizer import Tokenizer
 from plait.engine.request import Completion, Delta
 from plait.serve.forms import allowed_tools, chat_grammar
 from plait.serve.logprobs import TokenNames
@@ -21,7 +21,7 @@ from plait.serve.usage import usage
 from plait.serve.worker import Answers, Ask, Update
 
 
-def chat_ask(request: ChatRequest, engine: Engine) -> Ask:
+def chat_ask(request: ChatRequest, tokenizer: Tokenizer) -> Ask:
     """Return what the engine is asked for.
 
     Raises: RequestError naming the field that is wrong.
@@ -41,15 +41,13 @@ def chat_ask(request: ChatRequest, engine: Engine) -> Ask:
         )
         for index in range(request.n or 1)
     ]
-    messages = template_messages(request.messages)
-    tools = template_tools([] if request.tool_choice == "none" else request.tools or [])
-    thinking = request.enable_thinking()
-    if not request.continue_final_message:
-        return Ask(messages, params, tools, thinking)
-    ids = engine.tokenizer.encode_conversation(
-        messages, tools=tools, enable_thinking=thinking, continue_final_message=True
+    prompt_ids = tokenizer.encode_conversation(
+        template_messages(request.messages),
+        tools=template_tools([] if request.tool_choice == "none" else request.tools or []),
+        enable_thinking=request.enable_thinking(),
+        continue_final_message=request.continue_final_message,
     )
-    return Ask(ids, params)
+    return Ask(prompt_ids, params)
 
 
 class Piece(NamedTuple):

@@ -22,7 +22,7 @@ from plait.serve.worker import Answers, Ask, Update
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
-def completion_asks(request: CompletionRequest) -> list[Ask]:
+def completion_asks(request: CompletionRequest, tokenizer: Tokenizer) -> list[Ask]:
     """Return what the engine is asked for, one per prompt.
 
     Raises: RequestError naming the field that is wrong.
@@ -45,7 +45,10 @@ def completion_asks(request: CompletionRequest) -> list[Ask]:
         )
         for index in range(request.n or 1)
     ]
-    return [Ask(prompt, params) for prompt in request.prompts()]
+    return [
+        Ask(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, params)
+        for prompt in request.prompts()
+    ]
 
 
 class CompletionAnswer:

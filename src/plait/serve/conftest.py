@@ -1,10 +1,14 @@
 """A server with a tiny random model on a real socket."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
+import httpx2
 import openai
 import pytest
 
@@ -18,6 +22,8 @@ from plait.serve.run import Server, listen
 from plait.serve.worker import Worker
 
 MODEL = "tiny-random"
+CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+HELLO = [{"role": "user", "content": "hello"}]
 
 
 class Running(NamedTuple):
@@ -49,6 +55,44 @@ def serving(engine: Engine, **settings) -> Iterator[Running]:
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+class Command(NamedTuple):
+    url: str
+    process: subprocess.Popen
+    said: str
+
+
+@contextmanager
+def command(*arguments: str) -> Iterator[Command]:
+    """Run `plait serve` on a free port until it listens."""
+    plait = str(Path(sys.executable).with_name("plait"))
+    process = subprocess.Popen(
+        [plait, "serve", *arguments, "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        said = ""
+        while "SIGTERM" not in said:
+            line = process.stdout.readline()
+            assert line, f"plait serve ended: {said}"
+            said += line
+        [url] = [line.split()[-1] for line in said.splitlines() if "chat page" in line]
+        yield Command(url.rstrip("/"), process, said)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def post(url: str, body: object, path: str = CHAT, **options) -> httpx2.Response:
+    return httpx2.post(url + path, json=body, timeout=30, **options)
+
+
+def error_of(response: httpx2.Response) -> dict:
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error
 
 
 # These do not yield: under jaxtyping's import hook pytest does not see a generator for what it is.

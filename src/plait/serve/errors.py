@@ -20,6 +20,8 @@ from plait.core.errors import PlaitError, RequestError
 from plait.serve.worker import BusyError, ServerError
 
 RETRY_AFTER_S = 1
+_TOLD_PROBLEMS = 5
+"""Mistakes of one body that are described; a body of megabytes can hold as many as it likes."""
 
 _FIELD = re.compile(r"(?:messages\[\d+\]: )?([a-z][\w.]*) = ")
 
@@ -65,9 +67,13 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_body(request: Request, error: RequestValidationError) -> Response:
-        problems = [_problem(request, detail) for detail in error.errors()]
-        [*parents, field] = error.errors()[0]["loc"]
-        param = ".".join(map(str, [*parents[1:], field])) if parents else None
+        details = error.errors()
+        problems = [_problem(request, detail) for detail in details[:_TOLD_PROBLEMS]]
+        if len(details) > _TOLD_PROBLEMS:
+            problems.append(f"and {len(details) - _TOLD_PROBLEMS} more problems")
+        path = details[0]["loc"][1:]
+        in_json = details[0]["type"] != "json_invalid"  # else the path is a place in the text
+        param = ".".join(map(str, path)) if path and in_json else None
         message = "; ".join(dict.fromkeys(problems))
         return json_response(_body(_kind(RequestError()), message, param), 400)
 
@@ -113,6 +119,4 @@ def _problem(request: Request, detail: Any) -> str:
     model = field.field_info.annotation if field else None
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return detail["msg"]
-    found = str(detail["input"])
-    shown = found if len(found) <= 80 else found[:80] + " …"
-    return describe_problem(model, detail | {"loc": detail["loc"][1:], "input": shown})
+    return describe_problem(model, detail | {"loc": detail["loc"][1:]})

@@ -1,32 +1,24 @@
-"""What goes wrong, and that the server lives: clients' mistakes, lost clients, failures inside."""
+"""What goes wrong, and that the server lives: lost clients, failures inside, the command."""
 
 import asyncio
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
-import openai
 import pytest
 
 from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
 from plait.model.hf import save
-from plait.serve.conftest import MODEL, serving, tiny_engine
+from plait.serve.conftest import CHAT, HELLO, PLAIN, command, error_of, post, serving, tiny_engine
 from plait.serve.metrics import Metrics
 from plait.serve.worker import Ask, Worker
-
-HELLO = [{"role": "user", "content": "hello"}]
-PLAIT = str(Path(sys.executable).with_name("plait"))
-CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
-TOOL = {"type": "function", "function": {"name": "weather"}}
-NEVER = {"type": "string", "minLength": 3, "maxLength": 1}
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
@@ -34,172 +26,6 @@ def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
     return holds()
-
-
-def post(url: str, body: object, path: str = CHAT, **options) -> httpx2.Response:
-    return httpx2.post(url + path, json=body, timeout=30, **options)
-
-
-def error_of(response: httpx2.Response) -> dict:
-    error = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return error
-
-
-# ---- a client's mistakes ----
-
-
-MISTAKES = {
-    "unknown field": (CHAT, {"max_thinking_token": 5}, "did you mean 'max_thinking_tokens'"),
-    "nested unknown field": (CHAT, {"nvext": {"max_thinking": 5}}, "nvext.max_thinking"),
-    "two budgets": (CHAT, {"max_thinking_tokens": 5, "thinking_token_budget": 6}, "contradict"),
-    "two lengths": (CHAT, {"max_tokens": 5, "max_completion_tokens": 6}, "contradict"),
-    "negative budget": (CHAT, {"max_thinking_tokens": -2}, "max_thinking_tokens = -2"),
-    "negative nvext budget": (CHAT, {"nvext": {"max_thinking_tokens": -7}}, "= -7"),
-    "effort": (CHAT, {"reasoning_effort": "high"}, "max_thinking_tokens"),
-    "temperature": (CHAT, {"temperature": -1}, "temperature = -1"),
-    "wrong type": (CHAT, {"temperature": "warm"}, "'temperature'"),
-    "no messages": (CHAT, {"messages": []}, "messages"),
-    "role": (CHAT, {"messages": [{"role": "root", "content": ""}]}, "messages.0.role"),
-    "image": (
-        CHAT,
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-        "content",
-    ),
-    "late system message": (
-        CHAT,
-        {"messages": [*HELLO, {"role": "system", "content": ""}]},
-        "system",
-    ),
-    "half a surrogate pair": (
-        CHAT,
-        {"messages": [{"role": "user", "content": "\ud800"}]},
-        "surrogate pair",
-    ),
-    "surrogate in a tool": (
-        CHAT,
-        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": "\ud800"}}}]},
-        "surrogate",
-    ),
-    "prompt over context": (
-        CHAT,
-        {"messages": [{"role": "user", "content": "a b " * 3000}]},
-        "2048",
-    ),
-    "output over context": (CHAT, {"max_tokens": 5000}, "lower max_tokens"),
-    "too many choices": (CHAT, {"n": 1000}, "'n'"),
-    "tool_choice without tools": (CHAT, {"tool_choice": "required"}, "tools is empty"),
-    "unknown tool": (
-        CHAT,
-        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "wether"}}},
-        "did you mean 'weather'",
-    ),
-    "tool and form": (
-        CHAT,
-        {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
-        "leave one of them out",
-    ),
-    "tool schema": (
-        CHAT,
-        {
-            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": 3}}}],
-            "tool_choice": "required",
-        },
-        "",
-    ),
-    "unsatisfiable schema": (
-        CHAT,
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": NEVER}}},
-        "minLength",
-    ),
-    "json_schema is missing": (CHAT, {"response_format": {"type": "json_schema"}}, "json_schema"),
-    "bad regex": (CHAT, {"structured_outputs": {"regex": "["}}, "regex"),
-    "two forms": (CHAT, {"structured_outputs": {"regex": "a", "choice": ["b"]}}, "several forms"),
-    "top_logprobs alone": (CHAT, {"top_logprobs": 2}, "logprobs"),
-    "too many top_logprobs": (CHAT, {"logprobs": True, "top_logprobs": 200}, "top_logprobs"),
-    "stream_options alone": (CHAT, {"stream_options": {"include_usage": True}}, "stream"),
-    "bad bias": (CHAT, {"logit_bias": {"many": 1}}, "logit_bias"),
-    "bias of an unknown token": (CHAT, {"logit_bias": {"99999999": 1}}, "99999999"),
-    "empty stop": (CHAT, {"stop": [""]}, "stop"),
-    "empty prompt": (PLAIN, {"prompt": ""}, "prompt is empty"),
-    "no prompts": (PLAIN, {"prompt": []}, "prompt is empty"),
-    "token id": (PLAIN, {"prompt": [1, 99999999]}, "99999999"),
-    "negative token id": (PLAIN, {"prompt": [-1]}, "-1"),
-    "huge token id": (PLAIN, {"prompt": [10**30]}, "prompt"),
-    "no output": (PLAIN, {"prompt": "a", "max_tokens": 0}, "max_tokens = 0"),
-    "scored stream": (PLAIN, {"prompt": "a", "echo": True, "logprobs": 1, "stream": True}, "echo"),
-    "detokenize": ("/detokenize", {"tokens": [10**9]}, "1000000000"),
-    "tokenize both": ("/tokenize", {"prompt": "a", "messages": HELLO}, "either"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_a_400_that_names_it(tiny, mistake):
-    path, fields, said = MISTAKES[mistake]
-    body = {"messages": HELLO, **fields} if path == CHAT else fields
-    response = httpx2.post(tiny.url + path, content=json.dumps(body), timeout=30, headers=JSON)
-    assert response.status_code == 400, response.text
-    error = error_of(response)
-    assert error["type"] == "invalid_request_error"
-    assert said in error["message"], error["message"]
-    assert tiny.worker.num_open == 0
-
-
-JSON = {"Content-Type": "application/json"}
-BODIES = {
-    "malformed": b'{"messages": [',
-    "not an object": b"[1]",
-    "empty": b"",
-    "not UTF-8": b'{"messages": "\xff\xfe"}',
-    "deep": b'{"messages":' + b"[" * 100_000,
-    "not finite": b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}',
-    "a huge number": b'{"messages": [{"role": "user", "content": "a"}], "seed": '
-    + b"9" * 5000
-    + b"}",
-}
-
-
-@pytest.mark.parametrize("body", BODIES)
-def test_a_body_that_is_no_request_is_a_400(tiny, body):
-    response = httpx2.post(tiny.url + CHAT, content=BODIES[body], headers=JSON)
-    assert response.status_code == 400, response.text
-    assert error_of(response)["message"]
-
-
-def test_a_body_of_ten_megabytes_is_refused_however_it_is_sent(tiny):
-    body = json.dumps({"messages": [{"role": "user", "content": "a" * 10_000_000}]}).encode()
-    chunks = (body[i : i + 100_000] for i in range(0, len(body), 100_000))
-    for content in (body, chunks):
-        response = httpx2.post(tiny.url + CHAT, content=content, headers=JSON, timeout=30)
-        assert response.status_code == 413
-        assert error_of(response)["type"] == "invalid_request_error"
-
-
-def test_openai_raises_its_own_errors(tiny, client):
-    def ask(**fields):
-        return client.chat.completions.create(**{"model": MODEL, "messages": HELLO, **fields})
-
-    with pytest.raises(openai.NotFoundError, match="is not served here"):
-        ask(model="gpt-4")
-    with pytest.raises(openai.BadRequestError) as caught:
-        ask(extra_body={"max_thinking_tokens": -5})
-    assert caught.value.param == "max_thinking_tokens"
-    assert post(tiny.url, {}, "/v1/embeddings").status_code == 404
-    assert httpx2.get(tiny.url + CHAT).status_code == 405
-
-
-def test_the_key_is_asked_for_where_something_is_served():
-    with serving(tiny_engine(), api_key="secret") as running:
-        for path in ("/", "/health", "/metrics", "/page/chat.js"):
-            assert httpx2.get(running.url + path).status_code == 200
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
-            refused = httpx2.get(running.url + "/v1/models", headers=headers)
-            assert refused.status_code == 401
-            assert error_of(refused)["code"] == "invalid_api_key"
-            assert post(running.url, {}, "/tokenize", headers=headers).status_code == 401
-        client = openai.OpenAI(base_url=running.url + "/v1", api_key="secret")
-        assert client.models.list().data[0].id == MODEL
-        client.close()
 
 
 # ---- lost clients and failures inside ----
@@ -235,7 +61,7 @@ def test_a_client_that_goes_as_its_request_is_taken_frees_its_slot(monkeypatch):
 
     async def submit_and_go():
         worker.start()
-        ask = Ask("hello", [SamplingParams(max_tokens=1800, ignore_eos=True)])
+        ask = Ask([20, 21], [SamplingParams(max_tokens=1800, ignore_eos=True)])
         submitting = asyncio.create_task(worker.submit([ask], streams=True))
         monkeypatch.setattr(
             worker, "_resolve", lambda *given: (resolve(*given), submitting.cancel())
@@ -325,6 +151,27 @@ def test_a_step_that_fails_as_a_whole_ends_its_requests_and_not_the_server(caplo
     assert "a step of the engine failed" in caplog.text
 
 
+def test_answers_go_on_while_a_long_prompt_becomes_tokens(monkeypatch):
+    engine = tiny_engine()
+    encode, may_go_on, is_busy = engine.tokenizer.encode, threading.Event(), threading.Event()
+
+    def encode_slowly(text: str) -> list[int]:
+        if "long" in text:
+            is_busy.set()
+            assert may_go_on.wait(20)
+        return encode(text)
+
+    monkeypatch.setattr(engine.tokenizer, "encode", encode_slowly)
+    with serving(engine) as running, ThreadPoolExecutor() as pool:
+        fields = {"max_tokens": 20, "ignore_eos": True}
+        slow = pool.submit(post, running.url, {"prompt": "a long prompt", **fields}, PLAIN)
+        assert is_busy.wait(20)
+        assert post(running.url, {"prompt": "hello", **fields}, PLAIN).status_code == 200
+        assert not slow.done()
+        may_go_on.set()
+        assert slow.result().status_code == 200
+
+
 # ---- the command ----
 
 
@@ -337,34 +184,15 @@ def directory(tmp_path_factory) -> Path:
     return path
 
 
-def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen, list[str]]:
-    """Start `plait serve` on a free port; returns the process and what it said at first."""
-    command = [PLAIT, "serve", *arguments, "--port", "0"]
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
-    )
-    said: list[str] = []
-    for line in process.stdout or ():
-        said.append(line)
-        if "SIGTERM" in line:
-            break
-    return process, said
-
-
 def test_the_command_answers_and_finishes_what_it_began_when_told_to_stop(directory, tmp_path):
     key = tmp_path / "key"
     key.write_text("secret\n")
-    process, said = start(
-        str(directory), "--memory", "1GiB", "--context", "1024", "--api-key-file", str(key)
-    )
-    try:
-        assert "1,024 tokens" in "".join(said)
-        [url] = [line.split()[-1] for line in said if "OpenAI API" in line]
+    options = ["--memory", "1GiB", "--context", "1024", "--api-key-file", str(key)]
+    with command(str(directory), *options) as (url, process, said):
+        assert "1,024 tokens" in said
         body = {**LONG, "max_tokens": 300, "stream": True}
         headers = {"Authorization": "Bearer secret"}
-        with httpx2.stream(
-            "POST", url + "/chat/completions", json=body, headers=headers, timeout=60
-        ) as response:
+        with httpx2.stream("POST", url + CHAT, json=body, headers=headers, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
@@ -372,7 +200,3 @@ def test_the_command_answers_and_finishes_what_it_began_when_told_to_stop(direct
         assert rest[-2:] == ["data: [DONE]", ""]
         assert json.loads(rest[-4][6:])["choices"][0]["finish_reason"] == "length"
         assert process.wait(20) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()

@@ -11,11 +11,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple
 
 from plait.core.errors import PlaitError, RequestError
-from plait.engine.engine import Engine, Prompt
+from plait.engine.engine import Engine
 from plait.engine.handle import Handle
 from plait.engine.request import Delta, EngineStats, SamplingParams
 from plait.serve.metrics import Metrics
@@ -45,10 +45,8 @@ class Update(NamedTuple):
 class Ask(NamedTuple):
     """One prompt, and the parameters of each answer that is wanted to it."""
 
-    prompt: Prompt
+    prompt_ids: Sequence[int]
     params: Sequence[SamplingParams]
-    tools: Sequence[Mapping[str, Any]] | None = None
-    enable_thinking: bool | None = None
 
 
 class Ticket:
@@ -209,9 +207,7 @@ class Worker:
         try:
             for number, ask in enumerate(asks):
                 for params in ask.params:
-                    handle = self.engine.submit(
-                        ask.prompt, params, tools=ask.tools, enable_thinking=ask.enable_thinking
-                    )
+                    handle = self.engine.submit(ask.prompt_ids, params)
                     answers.tickets.append(Ticket(answers, number, handle, started))
         except Exception as problem:
             for ticket in answers.tickets:
