@@ -1,14 +1,37 @@
 """What every test shares: one torch thread, no network, the same seed, models to test on."""
 
 import os
+import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
+import loopback
 import pytest
+
+# Before anything reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    path for path in (str(Path(loopback.__file__).parent), os.environ.get("PYTHONPATH")) if path
+)
+os.environ[loopback.REFUSALS_FILE] = tempfile.mkstemp(prefix="plait-refusals-")[1]
+
 import torch
 
+loopback.install()
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_network():
+    """Fail what reached out of this machine, also where a library got over the refusal."""
+    refusals = Path(os.environ[loopback.REFUSALS_FILE])
+    refusals.write_text("")
+    yield
+    if found := refusals.read_text():
+        pytest.fail(found, pytrace=False)
+
+
+def pytest_unconfigure():
+    Path(os.environ[loopback.REFUSALS_FILE]).unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 Nothing heavy is imported before a verb is chosen, so that `plait --help` answers at once.
 """
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -198,6 +199,16 @@ def main() -> None:
     except PlaitError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        typer.echo(
+            f"error: the disk is full{where}; free some space, and the same command goes on from "
+            "here",
+            err=True,
+        )
+        sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)

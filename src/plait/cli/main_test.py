@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from plait.cli import main
+
 PLAIT = str(Path(sys.executable).with_name("plait"))
 
 
@@ -67,3 +69,17 @@ def test_info_prints_exact_counts():
     result = plait("info", "nano-9b-v2")
     assert result.returncode == 0
     assert "8,888,227,328" in result.stdout
+
+
+def test_a_full_disk_ends_in_a_sentence(monkeypatch, capsys):
+    def write(**_):
+        with Path("/dev/full").open("w") as full:
+            full.write("x")
+
+    monkeypatch.setattr(main, "app", write)
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    assert stopped.value.code == 1
+    assert (
+        "the disk is full; free some space, and the same command goes on" in capsys.readouterr().err
+    )

@@ -2,8 +2,7 @@
 
 import ast
 import warnings
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from plait.core.recipe import inputs_of
 from plait.data.documents import document_files, read_documents
 from plait.data.tokenizer import Tokenizer
 from plait.synth.chunks import CountTokens, estimate_tokens
+from plait.synth.rows import count_lines
 from plait.synth.settings import Sources, SynthSettings
 from plait.synth.stage import AnySynthSettings, write
 
@@ -26,8 +26,10 @@ def run(settings: SynthSettings, inputs: dict[str, Path], out: Path) -> dict[str
 
 def sources_of(settings: SynthSettings, inputs: Mapping[str, Path], cache: Path) -> Sources:
     """Return what a generator uses of other rooms; tokens are estimated without a `tokenizer`."""
+    folders = inputs_of(inputs, "documents")
     return Sources(
-        documents=partial(_documents, inputs_of(inputs, "documents"), settings.categories),
+        documents=lambda: read_documents(_files(folders, settings.categories)),
+        num_documents=lambda: count_lines(_files(folders, settings.categories)),
         num_tokens=_counter(inputs.get("tokenizer")),
         language_of=_language_of,
         parses=_parses,
@@ -36,20 +38,17 @@ def sources_of(settings: SynthSettings, inputs: Mapping[str, Path], cache: Path)
     )
 
 
-def _documents(folders: list[Path], categories: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Yield the training documents of folders, category by category."""
-    if not folders:
-        return
-    files = document_files(folders, "train")
+def _files(folders: list[Path], categories: tuple[str, ...]) -> list[Path]:
+    """Return the files of training documents of folders, category by category."""
+    files = document_files(folders, "train") if folders else {}
     for name in categories:
         if name not in files:
             raise ConfigError(
                 f"categories: {', '.join(map(str, folders))}: no documents of category {name!r}; "
                 + nearest(name, list(files))
             )
-    for category, found in files.items():
-        if not categories or category in categories:
-            yield from read_documents(found)
+    chosen = (found for name, found in files.items() if not categories or name in categories)
+    return [file for found in chosen for file in found]
 
 
 def _counter(tokenizer: Path | None) -> CountTokens:

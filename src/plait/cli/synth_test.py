@@ -67,6 +67,12 @@ def test_the_verb_reads_rows_and_says_what_is_next(tmp_path, capsys):
     [row] = (out / "documents" / "train" / "stem.jsonl").read_text().splitlines()
     assert json.loads(row)["id"] == "seeds.jsonl:1/1harder0"
     assert (out / "conversations.jsonl").exists()
+    # The same model at another address, with more patience: what it said still counts.
+    with scripted(author) as moved:
+        words[words.index("--url") + 1] = moved.url
+        app([*words, "--set", "endpoints.default.num_tries=9"], standalone_mode=False)
+        assert not moved.calls
+    assert (out / "documents" / "train" / "stem.jsonl").read_text().splitlines() == [row]
 
 
 def test_sources_know_tokens_languages_and_syntax(curated, tmp_path):

@@ -1,3 +1,4 @@
+import itertools
 import struct
 
 import numpy as np
@@ -30,6 +31,46 @@ def test_bytes_on_disk_are_megatrons(tmp_path):
             struct.pack("<3q", 0, 1, 2),
         ]
     )
+
+
+def read_as_megatron_does(prefix):
+    """Follow the layout alone, field by field, with nothing of ours."""
+    index, tokens = (prefix.with_suffix(end).read_bytes() for end in (".idx", ".bin"))
+    place = 0
+
+    def take(form):
+        nonlocal place
+        values = struct.unpack_from(f"<{form}", index, place)
+        place += struct.calcsize(f"<{form}")
+        return values
+
+    magic, version, code = take("9sQB")
+    assert (magic, version) == (b"MMIDIDX\x00\x00", 1)
+    letter, size = {8: ("H", 2), 4: ("i", 4)}[code]
+    [num_sequences], [num_bounds] = take("Q"), take("Q")
+    lengths, offsets = take(f"{num_sequences}i"), take(f"{num_sequences}q")
+    bounds = take(f"{num_bounds}q")
+    assert place == len(index)
+    assert sum(lengths) * size == len(tokens)
+    sequences = [
+        list(struct.unpack_from(f"<{length}{letter}", tokens, offset))
+        for length, offset in zip(lengths, offsets, strict=True)
+    ]
+    return [
+        [token for sequence in sequences[start:end] for token in sequence]
+        for start, end in itertools.pairwise(bounds)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 65_498), max_size=9), max_size=9),
+    st.sampled_from([65_499, 131_072]),
+)
+def test_megatrons_layout_gives_the_documents_back(tmp_path_factory, documents, vocab_size):
+    prefix = tmp_path_factory.mktemp("shard") / "a"
+    write(prefix, documents, vocab_size)
+    assert read_as_megatron_does(prefix) == documents
 
 
 @pytest.mark.parametrize(

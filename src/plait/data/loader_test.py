@@ -1,5 +1,6 @@
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -108,6 +109,24 @@ def test_batches_are_the_cut_tapes(blend, row_tokens):
         changes = [i for i in range(1, len(owners)) if owners[i] != owners[i - 1]]
         assert batch.cu_seqlens.tolist() == [0, *changes, len(owners)]
         assert batch.tokens.shape == (1, 3 * row_tokens)
+
+
+def test_every_phase_keeps_its_proportions_to_one_sequence(blend):
+    """Counted from the tokens that come out, not from the plan."""
+    num_rows, row_tokens = 3 * 67, 16
+    loader = loader_of(blend, total_tokens=num_rows * row_tokens, sequence_tokens=row_tokens)
+    rows = torch.cat([batch.tokens[0] for batch in loader]).reshape(num_rows, row_tokens)
+    first = {"a": 1_000, "b": 10_000, "c": 20_000}
+    start = 0
+    for phase in PHASES:
+        end = round(Fraction(phase.until) * num_rows)
+        drawn = rows[start:end, 0]
+        for name, begin in first.items():
+            count = ((drawn >= begin) & (drawn < begin + 1_000)).sum().item()
+            share = Fraction(phase.weights.get(name, 0)) / Fraction(sum(phase.weights.values()))
+            assert abs(count - share * (end - start)) < 1
+        start = end
+    assert start == num_rows
 
 
 def test_dtypes(blend):

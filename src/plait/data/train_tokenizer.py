@@ -11,13 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
+from pydantic import Field, field_validator
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from plait.core.config import Settings
+from plait.core.artifact import write_json
+from plait.core.config import Settings, nearest
 from plait.core.errors import ConfigError, DataError
 from plait.core.progress import track
 from plait.data.chat import nano_template
 from plait.data.documents import document_files, read_documents
+from plait.data.fertility import FERTILITY_FILE, measure
 from plait.data.tokenizer import END_OF_TURN, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -54,24 +57,36 @@ class TokenizerSettings(Settings):
     """Reserved ids at the front, `<unk>`, `<s>`, `</s>` included; at least 13. Our choice."""
     characters_per_category: int = 100_000_000
     """Text read from each category, spread evenly over its documents. Our choice."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Of that, how much of a category that is not to have as much as the others: 2 is twice as
+    much, 0.1 a tenth, 0 nothing."""
     chat_share: float = 0.01
     """Share of template text in the training text, so that its words become short. Our choice."""
 
+    @field_validator("weights")
+    @classmethod
+    def _are_amounts(cls, weights: dict[str, float]) -> dict[str, float]:
+        wrong = [name for name, weight in weights.items() if not 0 <= weight < float("inf")]
+        if wrong:
+            raise ValueError(f"weights must not be negative; wrong: {', '.join(wrong)}")
+        return weights
+
 
 def run(settings: TokenizerSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
-    """Train on `inputs["documents"]`/documents/train and write a tokenizer directory to `out`.
+    """Train on `inputs["documents"]`/documents/train; write a tokenizer directory, fertility too.
 
-    Raises: ConfigError if the vocabulary is too small; DataError if there is no text.
+    Raises: ConfigError if the vocabulary is too small or a weight is of no category; DataError if
+    there is no text.
     """
     files = document_files([inputs["documents"]], "train")
     sizes = {name: _count_characters(found) for name, found in files.items()}
     if not sum(sizes.values()):
         raise DataError(f"{inputs['documents']}: the training documents hold no text")
-    budget = settings.characters_per_category
-    sampled = sum(min(size, budget) for size in sizes.values())
+    budgets = _budgets(settings, list(files))
+    sampled = {name: min(sizes[name], budgets[name]) for name in files}
     texts = itertools.chain(
-        _chat_texts(int(sampled * settings.chat_share)),
-        *(sample_text(files[name], sizes[name], budget) for name in files),
+        _chat_texts(int(sum(sampled.values()) * settings.chat_share)),
+        *(sample_text(files[name], sizes[name], budgets[name]) for name in files),
     )
     tokenizer = train_tokenizer(
         track(texts, "tokenizer", unit="documents"),
@@ -79,10 +94,24 @@ def run(settings: TokenizerSettings, inputs: dict[str, Path], out: Path) -> dict
         num_special_tokens=settings.num_special_tokens,
     )
     tokenizer.save(out)
+    # Held-out documents first: on text that it was trained on, a tokenizer does better.
+    held_out = sorted((inputs["documents"] / "documents" / "validation").glob("*.jsonl"))
+    fertility = measure(tokenizer, [*held_out, *itertools.chain(*files.values())])
+    write_json(out / FERTILITY_FILE, fertility)
     return {
         "vocab_size": float(tokenizer.vocab_size),
-        "characters": float(sampled),
+        "characters": float(sum(sampled.values())),
+        **{f"characters.{name}": float(size) for name, size in sampled.items()},
+        **{f"bytes_per_token.{name}": row["bytes_per_token"] for name, row in fertility.items()},
     }
+
+
+def _budgets(settings: TokenizerSettings, categories: list[str]) -> dict[str, int]:
+    for name in settings.weights:
+        if name not in categories:
+            raise ConfigError(f"weights: no category {name!r}; {nearest(name, categories)}")
+    most = settings.characters_per_category
+    return {name: int(most * settings.weights.get(name, 1.0)) for name in categories}
 
 
 def train_tokenizer(

@@ -32,7 +32,12 @@ def test_stage_writes_a_tokenizer_directory_the_same_each_time(documents, tmp_pa
         metrics = run(settings, {"documents": documents}, tmp_path / out)
         assert metrics["vocab_size"] == 370
     files = sorted(file.name for file in (tmp_path / "first").iterdir())
-    assert files == ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+    assert files == [
+        "fertility.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     for name in files:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
@@ -67,6 +72,23 @@ def test_empty_and_missing_corpora_are_refused(tmp_path):
     folder = write_documents(tmp_path / "curate", empty=[], blank=[""])
     with pytest.raises(DataError, match="hold no text"):
         run(settings, {"documents": folder}, tmp_path / "out")
+
+
+def test_categories_are_sampled_by_weight(documents, tmp_path):
+    def characters(**more):
+        settings = TokenizerSettings(
+            vocab_size=300, num_special_tokens=16, characters_per_category=400, **more
+        )
+        metrics = run(settings, {"documents": documents}, tmp_path / "out")
+        return metrics["characters.greek"], metrics["characters.digits"]
+
+    assert characters() == (400, 400)
+    assert characters(weights={"greek": 2.5, "digits": 0.25}) == (1000, 100)
+    assert characters(weights={"digits": 0}) == (400, 0)
+    with pytest.raises(ConfigError, match="no category 'greak'; did you mean 'greek'"):
+        characters(weights={"greak": 1})
+    with pytest.raises(ConfigError, match="must not be negative; wrong: greek"):
+        TokenizerSettings.parse({"weights": {"greek": -1}}, "recipe")
 
 
 @pytest.mark.parametrize("budget", [1, 100, 999, 2_000, 10**6])

@@ -97,6 +97,10 @@ def render(title: str, stages: Sequence[StageRecord]) -> str:
         },
         tiles=_tiles(stages, evals),
         bits=_bits_table(stages),
+        written=[(stage.name, funnel) for stage in stages if (funnel := _synthesis(stage))],
+        fertilities=[
+            (stage.name, table) for stage in stages if (table := stage.read_json("fertility.json"))
+        ],
         funnels=[(stage.name, funnel) for stage in stages if (funnel := _categories(stage))],
         funnel_figures=[figure for stage in stages for figure in _funnel_figure(stage)],
         training_figures=[
@@ -207,6 +211,10 @@ def _phase_ends(stage: StageRecord, stages: Sequence[StageRecord]) -> list[float
 
 def _categories(stage: StageRecord) -> dict[str, Any]:
     return stage.read_json("funnel.json").get("categories", {})
+
+
+def _synthesis(stage: StageRecord) -> dict[str, Any]:
+    return stage.read_json("funnel.json") if stage.kind == "synth" else {}
 
 
 def _funnel_figure(stage: StageRecord) -> list[Figure]:

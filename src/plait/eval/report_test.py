@@ -98,6 +98,24 @@ def test_the_same_run_gives_the_same_bytes(page, tmp_path):
     assert (tmp_path / "tiny" / "report.html").read_text(encoding="utf-8") == page
 
 
+def test_written_text_and_the_tokenizer_s_languages_are_shown(tmp_path):
+    run = tmp_path / "mine"
+    tokenizer = write_stage(run, "01_tokenizer", "tokenizer")
+    row = {"documents": 3, "characters": 1200, "tokens": 400, "tokens_per_word": None}
+    row |= {"characters_per_token": 3.0, "bytes_per_token": 9.0}
+    (tokenizer / "fertility.json").write_text(json.dumps({"th": row}))
+    written = write_stage(run, "02_qa", "synth")
+    steps = {"questions": {"items_in": 9, "items_kept": 7, "dropped": {"refused": 2}}}
+    funnel = {"steps": steps, "documents": 7, "conversations": 0, "cost": 1.5}
+    funnel |= {"prompt_tokens": 5000, "answer_tokens": 2500}
+    (written / "funnel.json").write_text(json.dumps(funnel))
+    page = write_report(run).read_text(encoding="utf-8")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert "th 3 1,200 400 3.00 9.00" in text
+    assert "questions 9 7 refused 2" in text
+    assert "5,000 tokens read and 2,500 written, cost 1.50" in text
+
+
 def test_absent_stages_leave_notes(tmp_path):
     write_stage(tmp_path, "01_one", "write", {"text": "a"}, length=1.0)
     write_stage(tmp_path, "02_two", "write", finished=False)

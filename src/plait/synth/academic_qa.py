@@ -9,7 +9,7 @@ the documents themselves (our choice).
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,8 @@ from pydantic import BaseModel, Field
 from plait.core.errors import DataError
 from plait.core.seed import mix_seed
 from plait.synth.choice import LETTERS, Choice, as_question, check_choice
-from plait.synth.chunks import chunks
 from plait.synth.client import Unusable
+from plait.synth.pieces import Pieces, passages
 from plait.synth.pipeline import Pipeline
 from plait.synth.prompts import render
 from plait.synth.rows import read_pages
@@ -41,6 +41,10 @@ class AcademicQaSettings(SynthSettings):
     """Documents that serve as queries where no files do. Our choice."""
     embedding_model: str | None = None
     """Path of a sentence-embedding model; None takes all-MiniLM-L6-v2 from its package."""
+    query_prefix: str = ""
+    """Put before a query when it is embedded; e5 was trained on `query: `."""
+    snippet_prefix: str = ""
+    """Put before a snippet when it is embedded; e5 was trained on `passage: `."""
     milvus: str | None = None
     """Path of a milvus-lite file, or a server's address; None keeps a file in the run folder."""
     choice_share: Share = 0.5
@@ -66,26 +70,22 @@ class JustifiedChoice(Choice):
 
 async def generate(settings: AcademicQaSettings, sources: Sources, pipeline: Pipeline) -> None:
     """Write an item from every snippet that is near a query."""
-    documents = read_pages(settings.model_copy(update={"files": ()}), sources)
-    pages = [page for page in documents if _wanted(page, settings.subjects)]
-    snippets = [snippet for page in pages for snippet in _snippets(settings, sources, page)]
+    pages: list[Page] = []
+
+    def cut(page: Page) -> Iterator[Page | str]:
+        if settings.subjects and page.metadata.get("subject") not in settings.subjects:
+            yield "other_subject"
+            return
+        pages.append(page)
+        yield from passages(page, settings.snippet_tokens, settings.min_snippet_tokens, sources)
+
+    all_of_them = settings.model_copy(update={"max_items": None, "files": ()})
+    snippets = list(Pieces(all_of_them, sources, pipeline, read_pages(sources, ()), cut))
     if not snippets:
         raise DataError("academic_qa: no document to cut into snippets; check categories, subjects")
     found = _near_queries(settings, sources, pages, snippets)
-    await pipeline.run("items", found, partial(_write, settings, pipeline))
-
-
-def _wanted(page: Page, subjects: Sequence[str]) -> bool:
-    return not subjects or page.metadata.get("subject") in subjects
-
-
-def _snippets(settings: AcademicQaSettings, sources: Sources, page: Page) -> list[Page]:
-    pieces = enumerate(chunks(page.text, settings.snippet_tokens, sources.num_tokens))
-    return [
-        Page(f"{page.id}#{number}", piece.strip(), page.metadata)
-        for number, piece in pieces
-        if sources.num_tokens(piece) >= settings.min_snippet_tokens
-    ]
+    pipeline.parts["not_near_a_query"] += len(snippets) - len(found)
+    await pipeline.run("items", found[: settings.max_items], partial(_write, settings, pipeline))
 
 
 def _near_queries(
@@ -94,11 +94,12 @@ def _near_queries(
     """Return the snippets near any query, in the order of the documents."""
     if settings.files:
         nothing = sources._replace(documents=lambda: iter(()))
-        queries = [page.text for page in read_pages(settings, nothing)]
+        texts = [page.text for page in read_pages(nothing, settings.files_read())]
     else:
         dice = random.Random(mix_seed(settings.seed, "queries"))
-        queries = [p.text for p in dice.sample(pages, min(settings.num_queries, len(pages)))]
-    texts = [snippet.text for snippet in snippets]
+        texts = [p.text for p in dice.sample(pages, min(settings.num_queries, len(pages)))]
+    queries = [settings.query_prefix + text for text in texts]
+    texts = [settings.snippet_prefix + snippet.text for snippet in snippets]
     address = settings.milvus or str(sources.cache / "snippets.db")
     if not address.startswith("http"):
         Path(address).parent.mkdir(parents=True, exist_ok=True)

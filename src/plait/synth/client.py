@@ -127,7 +127,9 @@ class Client:
             **settings.extra,
         }
         if call.schema is not None and settings.json_schema:
-            form = {"name": "answer", "schema": call.schema, "strict": True}
+            # Not `strict`: OpenAI then refuses schemas with free objects or defaults; servers with
+            # grammars hold to the schema either way.
+            form = {"name": "answer", "schema": call.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         body["seed"] = mix_seed(json.dumps(body, sort_keys=True), call.sample) % 2**31
         return json.dumps(body, ensure_ascii=True, sort_keys=True).encode()

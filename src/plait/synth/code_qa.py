@@ -16,11 +16,12 @@ from pydantic import BaseModel
 from plait.synth.chunks import chunks
 from plait.synth.client import Unusable
 from plait.synth.distinct import Distinct
+from plait.synth.pieces import Pieces
 from plait.synth.pipeline import Pipeline
 from plait.synth.prompts import render
-from plait.synth.rows import first, read_pages
+from plait.synth.rows import read_pages
 from plait.synth.sample import Sample, question_and_answer
-from plait.synth.settings import PositiveInt, Share, Sources, SynthSettings
+from plait.synth.settings import Page, PositiveInt, Share, Sources, SynthSettings
 
 LANGUAGES = {
     "python": (".py",),
@@ -85,7 +86,8 @@ async def generate(settings: CodeQaSettings, sources: Sources, pipeline: Pipelin
     """Ask about snippets, then solve the questions that are new."""
     known = Distinct()
     problems = []
-    snippets = first(settings, _snippets(settings, sources))
+    pages = read_pages(sources, settings.files_read())
+    snippets = Pieces(settings, sources, pipeline, pages, partial(_snippets, settings, sources))
     async for snippet, asked in pipeline.each(
         "questions", snippets, partial(_ask, settings, pipeline)
     ):
@@ -156,12 +158,14 @@ def _lines(code: str) -> list[str]:
     return [line.strip() for line in code.splitlines() if line.strip()]
 
 
-def _snippets(settings: CodeQaSettings, sources: Sources) -> Iterator[Snippet]:
-    for page in read_pages(settings.model_copy(update={"max_items": None}), sources):
-        language = language_of(page.id, page.metadata)
-        if language not in settings.languages:
-            continue
-        pieces = chunks(page.text, settings.snippet_tokens, sources.num_tokens)
-        for number, piece in enumerate(pieces):
-            if len(_lines(piece)) >= settings.min_snippet_lines:
-                yield Snippet(f"{page.id}#{number}", piece, str(language))
+def _snippets(settings: CodeQaSettings, sources: Sources, page: Page) -> Iterator[Snippet | str]:
+    language = language_of(page.id, page.metadata)
+    if language is None or language not in settings.languages:
+        yield "other_language"
+        return
+    pieces = chunks(page.text, settings.snippet_tokens, sources.num_tokens)
+    for number, piece in enumerate(pieces):
+        if len(_lines(piece)) < settings.min_snippet_lines:
+            yield "short_snippet"
+        else:
+            yield Snippet(f"{page.id}#{number}", piece, language)

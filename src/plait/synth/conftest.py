@@ -37,6 +37,7 @@ def sources(tmp_path) -> Sources:
     """Sources whose list `documents` a test fills through `replace`."""
     return Sources(
         documents=lambda: iter(()),
+        num_documents=lambda: 0,
         num_tokens=lambda text: len(text.split()),
         language_of=language_of,
         parses=parses,

@@ -16,11 +16,12 @@ from plait.core.config import nearest
 from plait.core.seed import mix_seed
 from plait.synth.chunks import chunks
 from plait.synth.client import Unusable
+from plait.synth.pieces import Pieces
 from plait.synth.pipeline import Pipeline
 from plait.synth.prompts import render, table
-from plait.synth.rows import first, read_pages
+from plait.synth.rows import read_pages
 from plait.synth.sample import Sample
-from plait.synth.settings import PositiveInt, Sources, SynthSettings
+from plait.synth.settings import Page, PositiveInt, Sources, SynthSettings
 
 _TURN = re.compile(r"^\W{0,4}([^\W\d_][\w .'’-]{0,40}?)\W{0,3}:\s*\S", re.MULTILINE)
 
@@ -73,14 +74,13 @@ async def generate(settings: DialogueSettings, sources: Sources, pipeline: Pipel
         text = await writer.write(prompt, max_tokens=settings.max_answer_tokens, check=check)
         return [Sample(chunk.id, text, metadata={"style": chunk.style, "source": chunk.id})]
 
-    await pipeline.run("dialogues", first(settings, _cut(settings, sources)), tell)
-
-
-def _cut(settings: DialogueSettings, sources: Sources) -> Iterator[Chunk]:
-    for page in read_pages(settings.model_copy(update={"max_items": None}), sources):
+    def cut(page: Page) -> Iterator[Chunk | str]:
         pieces = chunks(page.text, settings.chunk_tokens, sources.num_tokens)
         for number, piece in enumerate(pieces):
             name = f"{page.id}#{number}"
             chosen = settings.styles[mix_seed(settings.seed, name) % len(settings.styles)]
             for style in settings.styles if settings.all_styles else (chosen,):
-                yield Chunk(f"{name}/{style}", piece, style)
+                yield Chunk(f"{name}/{style}", piece, style) if piece.strip() else "no_text"
+
+    pages = read_pages(sources, settings.files_read())
+    await pipeline.run("dialogues", Pieces(settings, sources, pipeline, pages, cut), tell)

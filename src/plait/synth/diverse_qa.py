@@ -9,11 +9,11 @@ import random
 from collections.abc import Iterator
 
 from plait.core.seed import mix_seed
-from plait.synth.chunks import chunks
 from plait.synth.pairs import Pairs, as_text, usable_pairs
+from plait.synth.pieces import Pieces, passages
 from plait.synth.pipeline import Pipeline
 from plait.synth.prompts import render
-from plait.synth.rows import first, read_pages
+from plait.synth.rows import read_pages
 from plait.synth.sample import Sample
 from plait.synth.settings import Page, PositiveInt, Sources, SynthSettings
 
@@ -45,12 +45,8 @@ async def generate(settings: DiverseQaSettings, sources: Sources, pipeline: Pipe
         metadata = page.metadata | {"kinds": [pair.kind for pair in pairs]}
         return [Sample(page.id, f"{page.text}\n\n{as_text(pairs)}", metadata=metadata)]
 
-    await pipeline.run("questions", first(settings, _passages(settings, sources)), ask)
+    def cut(page: Page) -> Iterator[Page | str]:
+        return passages(page, settings.passage_tokens, settings.min_passage_tokens, sources)
 
-
-def _passages(settings: DiverseQaSettings, sources: Sources) -> Iterator[Page]:
-    for page in read_pages(settings.model_copy(update={"max_items": None}), sources):
-        pieces = chunks(page.text, settings.passage_tokens, sources.num_tokens)
-        for number, piece in enumerate(map(str.strip, pieces)):
-            if sources.num_tokens(piece) >= settings.min_passage_tokens:
-                yield Page(f"{page.id}#{number}", piece, page.metadata)
+    pages = read_pages(sources, settings.files_read())
+    await pipeline.run("questions", Pieces(settings, sources, pipeline, pages, cut), ask)

@@ -102,7 +102,7 @@ def test_long_documents_end_with_questions_about_a_tenth_of_their_chunks(run):
     )
     [row] = documents(out)
     assert row["text"].startswith(long.rstrip() + "\n\nQuestion: ")
-    assert funnel["steps"]["long documents"]["dropped"] == {"short_document": 1}
+    assert funnel["steps"]["documents"]["dropped"] == {"short_document": 1}
     # 17 words a line, five lines a chunk: 40 chunks, 4 of them asked about.
     assert row["text"].count("Question: ") == row["metadata"]["pairs"] == 4
     assert funnel["calls"] == {"writer": 4}
@@ -117,7 +117,8 @@ def test_stem_grows_answers_and_rewrites(run):
     out, funnel = run("stem", rows=seeds, rounds=[["similar", "harder", "varied"]] * 2)
     # Two different seeds; each round adds three to every question: 2, 8, 32.
     steps = funnel["steps"]
-    assert [step["items_in"] for step in steps.values()][:7] == [2, 2, 2, 8, 8, 8, 30]
+    assert steps["seeds"]["dropped"] == {"duplicate_seed": 1}
+    assert [step["items_in"] for step in steps.values()][:8] == [3, 2, 2, 2, 8, 8, 8, 30]
     assert steps["answers"]["items_kept"] == 30
     talks = conversations(out)
     assert len(talks) == 30 + steps["multiple choice"]["items_kept"]

@@ -11,6 +11,7 @@ from plait.core.seed import mix_seed
 from plait.synth.chunks import chunks
 from plait.synth.client import Unusable
 from plait.synth.pairs import Pair, Pairs, as_text, usable_pairs
+from plait.synth.pieces import Pieces
 from plait.synth.pipeline import Pipeline, together
 from plait.synth.prompts import render
 from plait.synth.rows import read_pages
@@ -40,12 +41,16 @@ async def generate(settings: LongDocumentQaSettings, sources: Sources, pipeline:
             filled = await writer.fill(prompt, Pairs, max_tokens=settings.max_answer_tokens)
             return usable_pairs(filled, pipeline.parts)[: settings.pairs_per_chunk]
         except Unusable as failure:
+            if failure.reason == "over_budget":
+                raise
             pipeline.parts[f"chunk_{failure.reason}"] += 1
             return []
 
+    def long(page: Page) -> list[Page | str]:
+        is_long = sources.num_tokens(page.text) >= settings.min_document_tokens
+        return [page if is_long else "short_document"]
+
     async def extend(page: Page) -> list[Sample]:
-        if sources.num_tokens(page.text) < settings.min_document_tokens:
-            raise Unusable("short_document")
         pieces = list(chunks(page.text, settings.chunk_tokens, sources.num_tokens))
         dice = random.Random(mix_seed(settings.seed, page.id))
         chosen = dice.sample(range(len(pieces)), max(1, round(len(pieces) * settings.chunk_share)))
@@ -56,4 +61,5 @@ async def generate(settings: LongDocumentQaSettings, sources: Sources, pipeline:
         metadata = page.metadata | {"pairs": len(pairs)}
         return [Sample(page.id, f"{page.text.rstrip()}\n\n{as_text(pairs)}", metadata=metadata)]
 
-    await pipeline.run("long documents", read_pages(settings, sources), extend)
+    pages = read_pages(sources, settings.files_read())
+    await pipeline.run("long documents", Pieces(settings, sources, pipeline, pages, long), extend)

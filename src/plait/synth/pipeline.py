@@ -40,6 +40,15 @@ ITEMS_PER_CALL = 8
 """Items at work for each call that may be in flight: enough that a slow one holds up no other."""
 
 
+@runtime_checkable
+class Guessed(Protocol):
+    """Items whose number is not known before they are all read, but can be guessed."""
+
+    def expected(self) -> float | None:
+        """Return about how many there will be; None if nobody can say."""
+        ...
+
+
 class Tally:
     """What became of the items of one step."""
 
@@ -90,8 +99,9 @@ class Pipeline:
 
         `work` raises Unusable to drop its item; anything else that it raises ends the run.
         """
-        tally = self._tallies.setdefault(step, Tally())
+        tally = self.open(step)
         total = len(items) if isinstance(items, Sized) else None
+        answered_before = self._store.calls.total()
         waiting: deque[tuple[Item, asyncio.Task[Result]]] = deque()
         with Progress(f"synth {step}", total, "items") as progress:
             try:
@@ -104,11 +114,29 @@ class Pipeline:
                     else:
                         tally.items_kept += 1
                         yield item, result
-                    progress.advance(1, self._cost())
+                    if isinstance(items, Guessed):
+                        progress.total = items.expected()
+                    is_new = self._store.calls.total() > answered_before
+                    if not is_new:  # answered in an earlier run: says nothing of the pace
+                        progress.resume(progress.done + 1)
+                    progress.advance(int(is_new), self._cost())
             finally:
                 for _, task in waiting:
                     task.cancel()
                 await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+
+    def open(self, step: str) -> Tally:
+        """Return the account of a step; steps stand in the order in which they are opened."""
+        return self._tallies.setdefault(step, Tally())
+
+    def account(self, step: str, item: Identified, reason: str | None = None) -> None:
+        """Count an item that went in as kept, or as dropped for a reason."""
+        tally = self.open(step)
+        tally.items_in += 1
+        if reason is None:
+            tally.items_kept += 1
+        else:
+            self._drop(tally, step, item, Unusable(reason))
 
     def drop(self, step: str, item: Identified, reason: str) -> None:
         """Drop an item that a step kept, for what it is beside others: a duplicate."""

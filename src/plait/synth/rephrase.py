@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from plait.synth.chunks import chunks
 from plait.synth.client import Unusable
+from plait.synth.pieces import Pieces, passages
 from plait.synth.pipeline import Pipeline
 from plait.synth.prompts import render
-from plait.synth.rows import first, read_pages
+from plait.synth.rows import read_pages
 from plait.synth.sample import Sample
 from plait.synth.settings import Page, PositiveInt, Sources, SynthSettings
 
@@ -28,7 +28,7 @@ class Lengths(NamedTuple):
 
 
 LENGTHS: dict[Style, Lengths] = {
-    "wikipedia": Lengths(512, 512),
+    "wikipedia": Lengths(512, 510),
     "distil": Lengths(2000, 1600),
     "extract": Lengths(1400, 1400),
     "list": Lengths(1000, 600),
@@ -66,19 +66,16 @@ async def generate(settings: RephraseSettings, sources: Sources, pipeline: Pipel
     async def tell(page: Page) -> list[Sample]:
         prompt = render(f"rephrase_{settings.style}", text=page.text)
         text = await writer.write(prompt, max_tokens=lengths.answer, check=check)
-        return [Sample(page.id, text, metadata=page.metadata | {"style": settings.style})]
+        id, metadata = f"{page.id}/{settings.style}", page.metadata | {"style": settings.style}
+        return [Sample(id, text, metadata=metadata)]
 
-    await pipeline.run("rephrased", first(settings, _passages(settings, sources)), tell)
+    def cut(page: Page) -> Iterator[Page | str]:
+        return passages(page, lengths.passage, settings.min_tokens, sources)
+
+    pages = read_pages(sources, settings.files_read())
+    await pipeline.run("rephrased", Pieces(settings, sources, pipeline, pages, cut), tell)
 
 
 def stripped(text: str) -> str:
     """Return a text without markdown emphasis, headings and a sentence that announces it."""
     return _MARKS.sub("", _PREFIX.sub("", text)).strip()
-
-
-def _passages(settings: RephraseSettings, sources: Sources) -> Iterator[Page]:
-    longest = LENGTHS[settings.style].passage
-    for page in read_pages(settings.model_copy(update={"max_items": None}), sources):
-        for number, piece in enumerate(chunks(page.text, longest, sources.num_tokens)):
-            if sources.num_tokens(piece) >= settings.min_tokens:
-                yield Page(f"{page.id}#{number}/{settings.style}", piece.strip(), page.metadata)

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from plait.core.errors import ConfigError
+from plait.core.errors import ConfigError, DataError
 
 _TABLE = (
     "create table if not exists replies (key text primary key, role text, prompt_tokens integer, "
@@ -34,6 +34,7 @@ class ReplyStore:
     """Replies by key, and the number of calls and tokens of each role over all runs."""
 
     def __init__(self, file: Path) -> None:
+        self._file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._database = sqlite3.connect(file, isolation_level=None, timeout=60)
@@ -64,12 +65,18 @@ class ReplyStore:
         return Reply(*json.loads(row[0])) if row else None
 
     def put(self, key: str, role: str, reply: Reply) -> None:
-        """Keep a reply."""
+        """Keep a reply. Raises: DataError if the file cannot take it, as on a full disk."""
         counts = (reply.prompt_tokens, reply.answer_tokens)
         text = json.dumps(reply, ensure_ascii=True)
-        cursor = self._database.execute(
-            "insert or ignore into replies values (?, ?, ?, ?, ?)", (key, role, *counts, text)
-        )
+        try:
+            cursor = self._database.execute(
+                "insert or ignore into replies values (?, ?, ?, ?, ?)", (key, role, *counts, text)
+            )
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"{self._file}: a reply cannot be kept: {error}; make room, then run the same "
+                "command: it goes on from here"
+            ) from None
         if cursor.rowcount:
             self._count(role, 1, *counts)
 

@@ -51,9 +51,14 @@ def read_rows(files: Sequence[Path], form: type[Row]) -> Iterator[Row]:
                 yield row
 
 
-def read_pages(settings: SynthSettings, sources: Sources) -> Iterator[Page]:
-    """Yield documents with a text: of the input `documents`, then of the user's files."""
-    return first(settings, _all_pages(settings, sources))
+def count_lines(files: Sequence[Path]) -> int:
+    """Return how many lines files have together."""
+    num_lines = 0
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                num_lines += block.count(b"\n")
+    return num_lines
 
 
 def first(settings: SynthSettings, items: Iterator[Item]) -> Iterator[Item]:
@@ -61,20 +66,23 @@ def first(settings: SynthSettings, items: Iterator[Item]) -> Iterator[Item]:
     return itertools.islice(items, settings.max_items)
 
 
-def _all_pages(settings: SynthSettings, sources: Sources) -> Iterator[Page]:
+def read_pages(sources: Sources, files: Sequence[Path]) -> Iterator[Page]:
+    """Yield documents: of the input `documents`, then of the user's files.
+
+    Raises: DataError naming file and line of what is no document.
+    """
     for document in sources.documents():
-        if document["text"].strip():
-            yield Page(str(document["id"]), document["text"], document.get("metadata") or {})
-    for file in settings.files_read():
+        yield Page(str(document["id"]), document["text"], document.get("metadata") or {})
+    for file in files:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
-                    page = Page(str(row.get("id", f"{file.name}:{number}")), row["text"], {})
+                    name = str(row.get("id", f"{file.name}:{number}"))
+                    page = Page(name, row["text"], row.get("metadata") or {})
                     page.text.encode()
                 except (ValueError, KeyError, TypeError, AttributeError):
                     raise DataError(
                         f"{file}, line {number}: a document is an object with a text"
                     ) from None
-                if page.text.strip():
-                    yield page._replace(metadata=row.get("metadata") or {})
+                yield page

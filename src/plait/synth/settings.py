@@ -86,6 +86,8 @@ class Sources(NamedTuple):
 
     documents: Callable[[], Iterator[dict[str, Any]]]
     """Reads the stage's documents, each with `text`, `id` and `metadata`."""
+    num_documents: Callable[[], int]
+    """How many documents that are."""
     num_tokens: CountTokens
     """Length of a text in tokens."""
     language_of: Callable[[str], str]

@@ -54,9 +54,13 @@ async def generate(settings: StemSettings, sources: Sources, pipeline: Pipeline)
     """Grow questions from seeds, then answer those that are new."""
     if not settings.files:
         raise ConfigError("files: the generator stem starts from seed questions; name JSONL files")
-    seeds = first(settings, read_rows(settings.files_read(), Seed))
     known = Distinct()
-    pool = [Question(seed.id, seed.question) for seed in seeds if known.add(seed.question)]
+    pool: list[Question] = []
+    for seed in first(settings, read_rows(settings.files_read(), Seed)):
+        is_new = known.add(seed.question)
+        pipeline.account("seeds", seed, None if is_new else "duplicate_seed")
+        if is_new:
+            pool.append(Question(seed.id, seed.question))
     num_seeds = len(pool)
     for number, variations in enumerate(settings.rounds, 1):
         grown = []

@@ -91,7 +91,7 @@ async def generate(settings: ToolCallSettings, sources: Sources, pipeline: Pipel
     """Play a conversation for every set of tools and persona."""
     if not settings.files:
         raise ConfigError("files: the generator tool_calls starts from tools; name JSONL files")
-    scenes = first(settings, _scenes(settings))
+    scenes = list(first(settings, _scenes(settings)))
     await pipeline.run("conversations", scenes, partial(_play, settings, pipeline))
 
 

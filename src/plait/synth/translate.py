@@ -6,6 +6,7 @@ not get in; what does not turn out in the right language is dropped. The reasoni
 stays in English, as in NVIDIA's account of its translated data.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, field_validator
 
 from plait.synth.client import Unusable
+from plait.synth.pieces import Pieces
 from plait.synth.pipeline import Pipeline, together
 from plait.synth.prompts import render, table
-from plait.synth.rows import first, read_pages, read_rows
+from plait.synth.rows import read_pages, read_rows
 from plait.synth.sample import Sample
-from plait.synth.settings import PositiveInt, Sources, SynthSettings
+from plait.synth.settings import Page, PositiveInt, Sources, SynthSettings
 
 OPENING, CLOSING = "〘", "〙"
 
@@ -110,7 +112,19 @@ async def generate(settings: TranslateSettings, sources: Sources, pipeline: Pipe
             return [Sample(job.id, messages=turns, tools=job.tools, metadata=metadata)]
         return [Sample(job.id, await whole(job.text, job.language), metadata=metadata)]
 
-    await pipeline.run("translations", first(settings, _jobs(settings, sources)), translate)
+    def jobs(source: Conversation | Page) -> Iterator[Job | str]:
+        for code in settings.languages:
+            name = f"{source.id}/{code}"
+            if isinstance(source, Conversation):
+                yield Job(name, code, "", source.messages, source.tools, {})
+            else:
+                yield Job(name, code, source.text, [], [], source.metadata)
+
+    originals = itertools.chain(
+        read_rows(settings.files_read(), Conversation), read_pages(sources, ())
+    )
+    pieces = Pieces(settings, sources, pipeline, originals, jobs)
+    await pipeline.run("translations", pieces, translate)
 
 
 def translatable_lines(lines: list[str]) -> Iterator[bool]:
@@ -151,13 +165,3 @@ async def _one_line(line: Any, text: str, language: str) -> str:
 
 async def _as_it_is(text: str) -> str:
     return text
-
-
-def _jobs(settings: TranslateSettings, sources: Sources) -> Iterator[Job]:
-    for row in read_rows(settings.files_read(), Conversation):
-        for code in settings.languages:
-            yield Job(f"{row.id}/{code}", code, "", row.messages, row.tools, {})
-    pages = settings.model_copy(update={"files": (), "max_items": None})
-    for page in read_pages(pages, sources):
-        for code in settings.languages:
-            yield Job(f"{page.id}/{code}", code, page.text, [], [], page.metadata)

@@ -132,7 +132,8 @@ def run(settings: PretrainSettings, inputs: dict[str, Path], out: Path) -> dict[
         result = fit(
             model, loader, next_token_loss, plan, out, tokenizer_directory, evaluate=evaluate
         )
-    return _summary(result)
+    epochs = {f"epochs.{name}": number for name, number in loader.epochs().items()}
+    return _summary(result) | epochs
 
 
 def _model(settings: PretrainSettings, inputs: dict[str, Path], tokenizer: Tokenizer) -> HybridLM:

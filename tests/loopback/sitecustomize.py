@@ -1,0 +1,5 @@
+"""Python imports this when it starts; see loopback.py."""
+
+import loopback
+
+loopback.install()
