@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import unicodedata
 
 import pytest
 
@@ -41,7 +42,7 @@ def is_sentence(text, code):
 
     Manuals hold formulas, names of functions and paragraphs that are still in English.
     """
-    letters = [character for character in text if character.isalpha()]
+    letters = [c for c in text if unicodedata.category(c)[0] in "LM"]
     if len(letters) < 0.8 * len("".join(text.split())):
         return False
     if code in OWN_SCRIPT:
