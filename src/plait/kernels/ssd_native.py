@@ -57,12 +57,12 @@ class Inputs(NamedTuple):
     ) -> "Inputs":
         """Flatten batch and tokens of the door's tensors."""
         num_tokens = x.shape[0] * x.shape[1]
-        sizes = (*x.shape[2:], *B.shape[2:])
+        (H, P), (G, N) = x.shape[2:], B.shape[2:]
         x, B, C, dt = (
             native.rows(t.reshape(num_tokens, t.shape[2:].numel())) for t in (x, B, C, dt)
         )
         vectors = A.float().contiguous(), D.float().contiguous()
-        return cls(x, B, C, dt.float(), *vectors, documents.derived(chunks_of), sizes)
+        return cls(x, B, C, dt.float(), *vectors, documents.derived(chunks_of), (H, P, G, N))
 
     def call(self, name: str, *others: Tensor | int | None) -> None:
         """Call a kernel."""
@@ -137,7 +137,8 @@ def backward(
     strides = (t.stride(0) for t in into)
     outputs = *into, ddt, *per_sequence, dinitial, *strides
     inputs.call("ssd_backward", *outputs, dy, *kept, inputs.states(dfinal))
-    return Gradients(*into, ddt, *per_sequence.sum(1), dinitial)
+    dA, dD = per_sequence.sum(1)
+    return Gradients(*into, ddt, dA, dD, dinitial)
 
 
 def differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
