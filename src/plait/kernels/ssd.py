@@ -105,9 +105,7 @@ def ssd_scan(
         scan = ssd_native.Scan.apply if records else ssd_native.scan
         return SSDOutput(*scan(*arguments, documents))  # pyright: ignore
     default_length, block_tokens = SCAN_BLOCKS.get(x.device.type, SCAN_BLOCKS["cuda"])
-    layout = documents.derived(
-        chunk_layout, chunk_length or default_length, block_tokens, x.device
-    )
+    layout = documents.derived(chunk_layout, chunk_length or default_length, block_tokens, x.device)
     if records:
         return SSDOutput(*_Scan.apply(*arguments, layout))  # pyright: ignore
     inputs = ScanInputs.of(x, dt, A, B, C, D, layout)

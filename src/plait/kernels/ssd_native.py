@@ -143,9 +143,7 @@ class Scan(torch.autograd.Function):
         x, dt, A, B, C, D, y, entering = ctx.saved_tensors
         arguments = _Arguments.of(x, dt, A, B, C, D, ctx.documents)
         dy = x.new_zeros(x.shape) if dy is None else dy.contiguous()
-        dx, dB, dC = (
-            torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C)
-        )
+        dx, dB, dC = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C))
         ddt = torch.empty_like(arguments.dt, memory_format=torch.contiguous_format)
         per_sequence = ddt.new_empty(2, len(arguments.chunks.bounds) - 1, x.shape[2])
         dinitial = None if ctx.initial_dtype is None else arguments.empty_states()
