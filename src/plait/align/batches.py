@@ -72,17 +72,6 @@ Packing = Literal["separate", "joined", "off"]
 """
 
 
-class SampleBatches(EpochBatches):
-    """Endless packed batches of samples that never see each other."""
-
-    def __init__(self, samples: Sequence[Sample], tokens_per_batch: int, seed: int) -> None:
-        def collate(group: list[int]) -> PackedBatch:
-            return pack([samples[index] for index in group])
-
-        lengths = [len(sample.ids) for sample in samples]
-        super().__init__(lengths, tokens_per_batch, seed, collate)
-
-
 class SampleRows(EpochBatches):
     """Endless batches of samples, each a list of rows; which samples a batch holds does not depend
     on the packing."""

@@ -34,12 +34,12 @@ def by_ids(inputs, pool):
 @pytest.fixture
 def whole_answers(monkeypatch):
     """An untrained model never ends a turn, and what is cut off is never chosen."""
-    make = pairs_stage.pair_of_group
+    make = pairs_stage.pairs_of_group
 
-    def ended(prompt, group):
-        return make(prompt, [rollout._replace(finish_reason="stop") for rollout in group])
+    def ended(prompt, group, most):
+        return make(prompt, [rollout._replace(finish_reason="stop") for rollout in group], most)
 
-    monkeypatch.setattr(pairs_stage, "pair_of_group", ended)
+    monkeypatch.setattr(pairs_stage, "pairs_of_group", ended)
     for module in (pairs_stage, dpo_rounds):
         monkeypatch.setattr(module, "judge_of", by_ids)
 

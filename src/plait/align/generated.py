@@ -26,37 +26,29 @@ class GeneratedTasks(Settings):
     @property
     def generates(self) -> bool:
         """True if any are asked for."""
-        return any((self.chains, self.instructions, self.tool_calls, self.letters))
+        return bool(self._chosen())
 
     def train_conversations(self, seed: int) -> Iterator[dict[str, Any]]:
         """Yield training conversations of every task, one task after another."""
-        if self.chains is not None:
-            yield from chains.train_conversations(self.chains, seed)
-        if self.instructions is not None:
-            yield from instructions.train_conversations(self.instructions, seed)
-        if self.tool_calls is not None:
-            yield from tool_calls.train_conversations(self.tool_calls, seed)
-        if self.letters is not None:
-            yield from letters.train_conversations(self.letters, seed)
+        for task, settings in self._chosen():
+            yield from task.train_conversations(settings, seed)
 
     def train_questions(self, seed: int) -> Iterator[dict[str, Any]]:
         """Yield the training questions of every task, with verifier and reference."""
-        if self.chains is not None:
-            yield from chains.train_questions(self.chains, seed)
-        if self.instructions is not None:
-            yield from instructions.train_questions(self.instructions, seed)
-        if self.tool_calls is not None:
-            yield from tool_calls.train_questions(self.tool_calls, seed)
-        if self.letters is not None:
-            yield from letters.train_questions(self.letters, seed)
+        for task, settings in self._chosen():
+            yield from task.train_questions(settings, seed)
 
     def held_out_questions(self, seed: int) -> Iterator[dict[str, Any]]:
         """Yield the test questions of every task, with verifier and reference."""
-        if self.chains is not None:
-            yield from chains.held_out_questions(self.chains, seed)
-        if self.instructions is not None:
-            yield from instructions.held_out_questions(self.instructions, seed)
-        if self.tool_calls is not None:
-            yield from tool_calls.held_out_questions(self.tool_calls, seed)
-        if self.letters is not None:
-            yield from letters.held_out_questions(self.letters, seed)
+        for task, settings in self._chosen():
+            yield from task.held_out_questions(settings, seed)
+
+    def _chosen(self) -> list[tuple[Any, Settings]]:
+        """Return the module of each task that is asked for, and its settings."""
+        known = [
+            (chains, self.chains),
+            (instructions, self.instructions),
+            (tool_calls, self.tool_calls),
+            (letters, self.letters),
+        ]
+        return [(task, settings) for task, settings in known if settings is not None]

@@ -3,8 +3,9 @@
 Reads `model`, JSONL files of prompts (`prompt, verifier, reference`), and optionally `reward`, a
 reward model that judges instead of verifiers. Each prompt is answered `group_size` times; of a
 group whose rewards differ, the best answer is chosen and the worst rejected (of equals, the
-shortest best and the first worst). Where tasks are worked on with tools (`workbench`), an answer is
-a whole attempt, and its reward says whether the task was done.
+shortest best and the first worst), and further ones likewise if `pairs_per_prompt` says so. Where
+tasks are worked on with tools (`workbench`), an answer is a whole attempt, and its reward says
+whether the task was done.
 
 Writes `pairs.jsonl`, which the stage `dpo` takes as its input `pairs`; with a table `rounds` that
 stage makes its own pairs in this way, round after round.
@@ -50,6 +51,8 @@ class PairsSettings(RolloutSettings):
     """True stops at the first row that cannot be used."""
     num_prompts: PositiveInt | None = None
     """How many prompts are asked, chosen by the seed; None asks all."""
+    pairs_per_prompt: PositiveInt = 1
+    """Most pairs made of a prompt's answers, each answer in one pair at most."""
     seed: int = 0
     """Of generated tasks, the choice of prompts and sampling; give each round its own."""
     num_threads: PositiveInt | None = None
@@ -103,7 +106,8 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
     write_groups(out / "rollouts.jsonl", groups)
     check_judged(groups)
     asked = zip(prompts, groups, strict=True)
-    pairs = [pair for prompt, group in asked if (pair := pair_of_group(prompt, group))]
+    most = settings.pairs_per_prompt
+    pairs = [pair for prompt, group in asked for pair in pairs_of_group(prompt, group, most)]
     if not pairs:
         answers = [r for group in groups for r in group]
         cut_off = sum(r.finish_reason == "length" for r in answers)
@@ -122,24 +126,27 @@ def run(settings: PairsSettings, inputs: dict[str, Path], out: Path) -> dict[str
     }
 
 
-def pair_of_group(prompt: Prompt, group: Sequence[Rollout]) -> dict[str, Any] | None:
-    """Return the preference between the best and the worst answer; None if they are equally good.
+def pairs_of_group(prompt: Prompt, group: Sequence[Rollout], most: int = 1) -> list[dict[str, Any]]:
+    """Return preferences between the best and the worst answer, the second best and the second
+    worst, and so on: at most so many, and none between answers that are equally good.
 
     Answers that ended at max_tokens are never chosen.
     """
-    known = [(r.reward, r) for r in group if r.reward is not None]
-    whole = [(reward, r) for reward, r in known if r.finish_reason != "length"]
-    if not whole:
-        return None
-    best, chosen = max(whole, key=lambda pair: (pair[0], -len(pair[1].token_ids)))
-    worst, rejected = min(known, key=lambda pair: pair[0])
-    if best <= worst:
-        return None
-    pair = {
-        "prompt": prompt.messages,
-        "chosen": chosen.turns,
-        "rejected": rejected.turns,
-        "chosen_reward": best,
-        "rejected_reward": worst,
-    }
-    return pair | ({"tools": prompt.tools} if prompt.tools else {})
+    judged = [(r.reward, r) for r in group if r.reward is not None]
+    whole = [(reward, r) for reward, r in judged if r.finish_reason != "length"]
+    best_first = sorted(whole, key=lambda pair: (-pair[0], len(pair[1].token_ids)))
+    worst_first = sorted(judged, key=lambda pair: pair[0])
+    matches = list(zip(best_first, worst_first, strict=False))[:most]
+    tools = {"tools": prompt.tools} if prompt.tools else {}
+    return [
+        {
+            "prompt": prompt.messages,
+            "chosen": chosen.turns,
+            "rejected": rejected.turns,
+            "chosen_reward": best,
+            "rejected_reward": worst,
+            **tools,
+        }
+        for (best, chosen), (worst, rejected) in matches
+        if best > worst
+    ]

@@ -4,7 +4,7 @@ import pytest
 
 from plait.align import dpo_stage, pairs_stage
 from plait.align.dpo_stage import DpoSettings
-from plait.align.pairs_stage import PairsSettings, pair_of_group
+from plait.align.pairs_stage import PairsSettings, pairs_of_group
 from plait.align.rollout import Prompt, Rollout
 from plait.align.verify import Outcome
 from plait.core.errors import DataError
@@ -33,12 +33,20 @@ def answer(reward, content, *, finish_reason="stop", reasoning=None):
 
 def test_best_against_worst_of_a_group():
     group = [answer(0.5, "mid"), answer(1.0, "long best"), answer(1.0, "best"), answer(0.0, "bad")]
-    pair = pair_of_group(PROMPT, group)
+    (pair,) = pairs_of_group(PROMPT, group)
     assert pair["chosen"] == [{"role": "assistant", "content": "best"}]
     assert pair["rejected"][0]["content"] == "bad"
     assert (pair["chosen_reward"], pair["rejected_reward"]) == (1.0, 0.0)
-    traced = pair_of_group(PROMPT, [answer(1.0, "x", reasoning="so"), answer(0.0, "y")])
+    (traced,) = pairs_of_group(PROMPT, [answer(1.0, "x", reasoning="so"), answer(0.0, "y")])
     assert traced["chosen"][0]["reasoning_content"] == "so"
+
+
+def test_a_group_gives_several_pairs_of_different_answers():
+    group = [answer(float(n % 2), f"{n}") for n in range(5)]
+    pairs = pairs_of_group(PROMPT, group, 4)
+    sides = [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in pairs]
+    assert sides == [("1", "0"), ("3", "2")]
+    assert len(pairs_of_group(PROMPT, group, 1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -52,7 +60,7 @@ def test_best_against_worst_of_a_group():
     ids=["equal", "unjudged", "cut off", "empty"],
 )
 def test_groups_without_a_preference_give_no_pair(group):
-    assert pair_of_group(PROMPT, group) is None
+    assert pairs_of_group(PROMPT, group, 4) == []
 
 
 def test_pairs_feed_dpo(base_model, tmp_path, monkeypatch):

@@ -12,8 +12,12 @@ DRIVER = """
 import json, os, socket, sys
 from pathlib import Path
 import torch
-from plait.align import dpo_stage, grpo_stage, merge_stage, pairs_stage, reward_stage, sft_stage
+import torch.distributed.fsdp
+from plait.align import dpo_stage, grpo_stage, pairs_stage, reward_stage, sft_stage
 from plait.core.errors import ConfigError
+from plait.train import parallel
+
+torch.set_num_threads(1)
 
 model, root = Path(sys.argv[1]), Path(sys.argv[2])
 common = {"num_threads": 1, "learning_rate": 1e-3, "accumulation": 2, "tokens_per_batch": 200}
@@ -28,13 +32,14 @@ REFUSED = [
 ]
 
 def work(out, world):
-    dpo_stage.run(DPO, {"model": model}, out)
-    for stage, settings in REFUSED if world > 1 else ():
-        try:
-            stage.run(settings, {"model": model}, out / "refused")
-            raise AssertionError(stage)
-        except ConfigError as error:
-            assert "on one process; start it without torchrun" in str(error), error
+    with parallel.process_group():  # once: a port is not free again at once
+        dpo_stage.run(DPO, {"model": model}, out)
+        for stage, settings in REFUSED if world > 1 else ():
+            try:
+                stage.run(settings, {"model": model}, out / "refused")
+                raise AssertionError(stage)
+            except ConfigError as error:
+                assert "on one process; start it without torchrun" in str(error), error
 
 def fork(out, rank=0, world=1):
     child = os.fork()

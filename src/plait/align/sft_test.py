@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from plait.align import chains
-from plait.align.batches import Packing, SampleBatches, SampleRows
+from plait.align.batches import Packing, SampleRows
 from plait.align.chains import ChainSettings
 from plait.align.records import Refusals
 from plait.align.sft import build_samples, samples_of
@@ -215,33 +215,34 @@ def numbered(lengths):
     return [Sample([n] * length, [1.0] * length) for n, length in enumerate(lengths)]
 
 
-def contents(batch):
+def contents(rows):
+    [batch] = rows
     bounds = batch.cu_seqlens.tolist()
     return [int(batch.tokens[0, start]) for start in bounds[:-1]]
 
 
 def test_each_epoch_deals_every_sample_once_in_an_order_of_its_own():
-    batches = SampleBatches(numbered([3, 9, 1, 5, 7, 2, 8, 4, 6, 10, 11, 1]), 12, seed=0)
+    batches = SampleRows(numbered([3, 9, 1, 5, 7, 2, 8, 4, 6, 10, 11, 1]), 12, 0, "separate")
     epochs = []
     for _ in range(3):
         dealt = [next(batches) for _ in range(batches.num_batches)]
-        assert all(batch.tokens.shape[1] <= 12 for batch in dealt)
+        assert all(batch.tokens.shape[1] <= 12 for [batch] in dealt)
         epochs.append([n for batch in dealt for n in contents(batch)])
         # The next epoch is packed when its first batch is asked for.
         batches.load_state({"epoch": len(epochs), "index": 0})
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    other = SampleBatches(numbered([3, 9, 1, 5, 7, 2, 8, 4, 6, 10, 11, 1]), 12, seed=1)
+    other = SampleRows(numbered([3, 9, 1, 5, 7, 2, 8, 4, 6, 10, 11, 1]), 12, 1, "separate")
     assert [n for _ in range(other.num_batches) for n in contents(next(other))] != epochs[0]
 
 
 def test_batches_go_on_where_a_state_was_taken():
     samples = numbered([3, 9, 1, 5, 7, 2, 8, 4, 6, 10])
-    batches = SampleBatches(samples, 11, seed=4)
+    batches = SampleRows(samples, 11, 4, "separate")
     for _ in range(batches.num_batches + 1):
         next(batches)
     state = json.loads(json.dumps(batches.state()))
     rest = [contents(next(batches)) for _ in range(12)]
-    resumed = SampleBatches(samples, 11, seed=4)
+    resumed = SampleRows(samples, 11, 4, "separate")
     resumed.load_state(state)
     assert [contents(next(resumed)) for _ in range(12)] == rest

@@ -7,6 +7,7 @@ workbench's; single calls are what BFCL counts, and what the report follows in t
 """
 
 import json
+import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,14 +25,36 @@ class ToolCallSettings(WorkbenchTasks):
     closing_share: float = Field(1.0, ge=0, le=1)
     """Share of demonstrations with their last turn, which only says that all is done; the others
     end with the last call, so that most tokens are spent on calls."""
+    care: float = Field(1.0, ge=0, le=1)
+    """How often a demonstration names the row that is meant. The others get one digit of its id
+    wrong, as people do: a model that learns from them errs at times in what it samples, seldom in
+    what it finds most likely, and has own successes and failures to learn from."""
 
 
 def train_conversations(settings: ToolCallSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Yield demonstrations of training tasks: `id`, `messages`, `tools`."""
     for index, task in enumerate(settings.tasks(seed, "train")):
-        talk = demonstrate(task)
+        rng = random.Random(mix_seed(seed, "care", index))
+        talk = demonstrate(task if rng.random() < settings.care else _mistyped(task, rng))
         closes = mix_seed(seed, "closing", index) / 2**63 < settings.closing_share
         yield talk if closes else {**talk, "messages": talk["messages"][:-2]}
+
+
+def _mistyped(task: Task, rng: random.Random) -> Task:
+    """Return the task with one digit of every id in its steps wrong."""
+    place, shift = rng.randrange(1, 4), rng.randrange(1, 10)
+
+    def wrong(name: str, value: Any) -> Any:
+        if not name.endswith("_id"):
+            return value
+        digit = str((int(value[-place]) + shift) % 10)
+        return value[: len(value) - place] + digit + value[len(value) - place + 1 :]
+
+    steps = [
+        step._replace(arguments={name: wrong(name, v) for name, v in step.arguments.items()})
+        for step in task.steps
+    ]
+    return task._replace(steps=steps)
 
 
 def held_out_questions(settings: ToolCallSettings, seed: int) -> Iterator[dict[str, Any]]:

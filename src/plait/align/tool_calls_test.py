@@ -46,3 +46,20 @@ def test_what_is_asked_was_not_demonstrated():
     demonstrated = {talk["messages"][1]["content"] for talk in train_conversations(SETTINGS, 1)}
     asked = {question["prompt"][1]["content"] for question in held_out_questions(SETTINGS, 1)}
     assert not demonstrated & asked
+
+
+def test_a_careless_demonstration_differs_in_one_digit_of_an_id():
+    given = {"families": ("delete_email_by_id", "set_duration_by_id")}
+    right = SETTINGS.model_copy(update=given)
+    careless = right.model_copy(update={"care": 0.5})
+    slips = 0
+    for good, other in zip(
+        train_conversations(right, 1), train_conversations(careless, 1), strict=True
+    ):
+        assert good["messages"][:2] == other["messages"][:2]
+        ours, theirs = (called(talk["messages"][2]) for talk in (good, other))
+        wrong = sum(a != b for a, b in zip(ours, theirs, strict=True))
+        assert wrong in (0, 1)
+        slips += wrong
+    assert 10 < slips < 44
+    assert list(held_out_questions(right, 1)) == list(held_out_questions(careless, 1))

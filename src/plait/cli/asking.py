@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from plait.core.endpoint import EndpointSettings
 from plait.data.steps import Ask as AskFunction
@@ -11,7 +12,7 @@ from plait.data.steps import Ask as AskFunction
 _MAX_TOKENS = {"clean": 8_000, "label": 2_000, "judge": 2_000}
 
 
-def open_asks(endpoints: Mapping[str, EndpointSettings], cache: Path) -> dict[str, AskFunction]:
+def open_asks(endpoints: Mapping[Any, EndpointSettings], cache: Path) -> dict[str, AskFunction]:
     """Return a function for each role; all keep their answers in one file under `cache`.
 
     Raises: ConfigError if an endpoint's key is not set.

@@ -38,6 +38,8 @@ def settings_of(
     options = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     for override in [*options, *overrides]:
         apply_override(f"compress.{override}", [stage])
+    if "memory" not in table:
+        raise ConfigError("how much may it take to serve the child? Give --memory, as 19.66GiB")
     return CompressSettings.parse(table, str(stage.path))
 
 

@@ -169,6 +169,8 @@ def test_text_that_would_repeat_is_told_before_work(parent, text, settings, tmp_
     with pytest.raises(DataError, match=r"3 texts .* have \d+ tokens, 384 are needed .* lower"):
         run(str(parent), settings, few, tmp_path / "child")
     assert not (tmp_path / "child" / "scores").exists()
+    with pytest.raises(ConfigError, match="no allowed child fits 1 KiB"):  # the folder is free yet
+        run(str(parent), settings.model_copy(update={"memory": "1KiB"}), text, tmp_path / "child")
     text_source(few, parent, 0.7)(64, 1, 99, 0)  # who only trains may repeat
 
 
@@ -230,7 +232,7 @@ def test_settings_come_from_the_file_and_the_command_line(tmp_path):
     assert found.workload.context_tokens == 64
     found = settings_of(file, {"memory": "1GiB"}, ["ranges.align=8", "healing.num_steps=7"])
     assert (found.memory, found.ranges.align, found.healing.num_steps) == ("1GiB", 8, 7)
-    with pytest.raises(ConfigError, match="'memory' is required"):
+    with pytest.raises(ConfigError, match="Give --memory"):
         settings_of(None, {})
     with pytest.raises(ConfigError, match="no size"):
         settings_of(None, {"memory": "lots"})

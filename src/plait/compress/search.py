@@ -196,8 +196,8 @@ def candidates(
     if not found:
         raise ConfigError(
             f"no allowed child fits {format_bytes(budget_bytes)}: the smallest, {smallest.name}, "
-            f"takes {smallest.memory.describe()}; raise the budget, shorten the context or widen "
-            "the ranges"
+            f"takes {smallest.memory.describe()}; raise the budget, shorten the context, widen the "
+            "ranges, or set workload.fixed, which is a guess"
         )
     return sorted(found, key=lambda candidate: -candidate.memory.total)
 

@@ -68,7 +68,8 @@ def open_run_folder(
     fingerprint = _digest_json(origin)
     set_aside = None
     found = _read_json(path / "settings.json")
-    if _holds_work(path) and (found is None or found.get("fingerprint") != fingerprint):
+    changed = found is None or found.get("fingerprint") != fingerprint
+    if changed and _holds_work(path):
         if keep:
             raise ConfigError(
                 f"{path}: is not empty and holds no work with these settings and inputs; give a "
@@ -79,7 +80,7 @@ def open_run_folder(
             path.mkdir()
             (set_aside / "cache").rename(path / "cache")
     state: State = "fresh"
-    if (path / "settings.json").exists():
+    if not changed:
         state = "finished" if _read_json(path / "manifest.json") else "unfinished"
     else:
         path.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,8 @@ def check_free(out: Path) -> None:
 
     Raises: ConfigError.
     """
-    if out.is_file() or (_holds_work(out) and not (out / "settings.json").exists()):
+    is_stage = (out / "settings.json").exists()
+    if out.is_file() or (_holds_work(out) and not is_stage):
         raise ConfigError(f"--out {out}: holds something else; give a new or empty folder")
 
 
@@ -179,9 +181,9 @@ def _product(path: Path) -> Iterator[Path]:
 
 
 def _holds_work(path: Path) -> bool:
-    """Say whether a folder holds more than downloads and files that a kill cut off."""
+    """Say whether a folder holds more than settings, downloads and files that a kill cut off."""
     kept = (entry.name for entry in path.iterdir()) if path.exists() else ()
-    return any(name != "cache" and not name.startswith(".") for name in kept)
+    return any(name not in ("settings.json", "cache") and not name.startswith(".") for name in kept)
 
 
 def _move_aside(path: Path, found: dict[str, Any] | None) -> Path:

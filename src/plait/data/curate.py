@@ -233,9 +233,11 @@ def _lines(files: list[Path]) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _check_not_empty(settings: CurateSettings, table: dict[str, Any]) -> None:
-    """Refuse an empty category, or warn where the category is not required."""
+    """Refuse an empty category, or warn where it is not required; warn of empty tiers."""
     for name, category in settings.categories.items():
         if table[name]["documents_kept"]:
+            for tier in set(category.made(name)) - set(table[name]["tiers"]):
+                logger.warning("category %r: none of its documents reach the tier %r", name, tier)
             continue
         problem = f"category {name!r} is empty: {describe_losses(table[name])}"
         if category.required:

@@ -20,7 +20,7 @@ from plait.data.extract import extract_text
 from plait.data.pages import Pattern, sample
 
 N = 24
-NUM_PAGES = 700
+NUM_PAGES = 600
 SIMILAR = 0.8
 
 
@@ -29,7 +29,7 @@ def pages(folder):
     debs = download(["python-scipy-doc", "python3.11-doc|python3.13-doc|python3.12-doc"], folder)
     texts = []
     for deb in debs:
-        for page in sample(package_pages(deb, Pattern(["*.html"])), 600, seed=0):
+        for page in sample(package_pages(deb, Pattern(["*.html"])), 1500, seed=0):
             text = " ".join(
                 extract_text(page.body.decode("utf-8", "replace"), "resiliparse").lower().split()
             )
@@ -92,6 +92,6 @@ def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path):
         num = sum(n in set(found) for n in inside)
         print(f"Jaccard {low:.2f} to {low + 0.05:.2f}: {num} of {len(inside)}")  # noqa: T201
     print(f"recall {recall:.4f}, precision {precision:.4f} of {len(near)}")  # noqa: T201
-    assert len(planted) > 500
+    assert len(planted) > 400
     assert recall >= 0.97
     assert precision >= 0.95

@@ -1,15 +1,18 @@
-"""The executors beside the local one: Slurm by a stand-in for its three commands, Ray itself."""
+"""The executors: a real kill, Slurm by a stand-in for its commands, Ray itself."""
 
+import os
 import shutil
+import signal
 import sys
 
 import pytest
+from datatrove.pipeline.base import PipelineStep
 
 from plait.core.errors import CapacityError, PlaitError
 from plait.data.curate import run
 from plait.data.curate_settings import SlurmSettings
 from plait.data.curate_test import crawl, product, settings
-from plait.data.executors import RayTasks, SlurmJobs
+from plait.data.executors import LocalTasks, RayTasks, SlurmJobs, worker_pool
 
 # Keeps the script, and runs its tasks one after the other if told to.
 SBATCH = """#!/bin/bash
@@ -39,9 +42,10 @@ def slurm(tmp_path, monkeypatch):
         folder.mkdir()
         fields = {"folder": folder, "works": works or "", "python": sys.executable}
         texts = {
-            "sbatch": SBATCH.replace("{folder}", str(folder)),
+            "sbatch": SBATCH,
             "srun": SRUN,
             "squeue": "#!/bin/bash\nexit 1\n",
+            "scontrol": "#!/bin/bash\necho here\n",
         }
         for name, text in texts.items():
             for field, value in fields.items():
@@ -67,6 +71,36 @@ def same(ours, theirs):
     """Say whether two runs gave the same documents (what a funnel says of settings may differ)."""
     ours.pop("funnel.json"), theirs.pop("funnel.json")
     return ours == theirs
+
+
+class Deadly(PipelineStep):
+    """Notes each task that it ran; the third kills its process, once."""
+
+    name = "deadly"
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def run(self, data=None, rank=0, world_size=1):
+        if rank == 2 and not (self.folder / "killed").exists():
+            (self.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (self.folder / "ran").open("a") as file:
+            file.write(f"{rank}\n")
+
+
+def test_a_killed_worker_stops_the_pass_and_the_next_run_goes_on(tmp_path):
+    def run_pass():
+        with worker_pool(2) as pool:
+            LocalTasks(tmp_path / "logs", pool).run("clean", [Deadly(tmp_path)], 6)
+
+    with pytest.raises(CapacityError, match=r"clean: a worker process died.*goes on from here"):
+        run_pass()
+    finished = len((tmp_path / "ran").read_text().split())
+    assert finished < 6
+    run_pass()
+    assert sorted((tmp_path / "ran").read_text().split()) == sorted("012345")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
@@ -97,6 +131,8 @@ def test_tasks_put_to_slurm_give_the_same_documents(slurm, local, tmp_path):
     assert same(product(tmp_path / "out"), dict(theirs))
 
 
+# datatrove waits for ever where one of Ray's own warnings is an error.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
 def test_tasks_on_ray_give_the_same_documents(local, tmp_path):
     pytest.importorskip("ray")

@@ -77,13 +77,3 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
         torch.tensor(weights, dtype=torch.float32)[None],
         torch.tensor(boundaries, dtype=torch.int32),
     )
-
-
-def pack_samples(samples: Sequence[Sample], tokens_per_batch: int) -> list[PackedBatch]:
-    """Pack samples whole into batches of at most `tokens_per_batch` tokens.
-
-    Deterministic; a batch is as long as what it holds, without padding.
-    Raises: ValueError for a sample longer than a batch.
-    """
-    groups = first_fit((len(sample.ids) for sample in samples), tokens_per_batch)
-    return [pack([samples[index] for index in group]) for group in groups]

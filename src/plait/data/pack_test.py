@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.data.pack import OPEN_BINS, Sample, first_fit, pack, pack_samples
+from plait.data.pack import OPEN_BINS, Sample, first_fit, pack
 
 PAIRS = st.tuples(st.integers(0, 99), st.sampled_from([0.0, 1.0, 0.5]))
 SAMPLES = st.lists(st.lists(PAIRS, min_size=1, max_size=17), max_size=80).map(
@@ -22,7 +22,8 @@ def unpack(batch):
 @settings(max_examples=50, deadline=None)
 @given(SAMPLES, st.integers(17, 60))
 def test_every_sample_comes_out_once_and_whole(samples, capacity):
-    batches = pack_samples(samples, capacity)
+    groups = first_fit((len(sample.ids) for sample in samples), capacity)
+    batches = [pack([samples[index] for index in group]) for group in groups]
     found = []
     for batch in batches:
         assert batch.tokens.shape == batch.targets.shape == batch.weights.shape
@@ -65,7 +66,7 @@ def test_dtypes():
 
 def test_too_long_empty_and_uneven_samples_are_refused():
     with pytest.raises(ValueError, match="sample 1 has 4 tokens, more than the row's 3"):
-        pack_samples([Sample([1], [1]), Sample([1] * 4, [1] * 4)], 3)
+        list(first_fit([1, 4], 3))
     with pytest.raises(ValueError, match="0 ids"):
         pack([Sample([], [])])
     with pytest.raises(ValueError, match="2 ids and 1 weights"):

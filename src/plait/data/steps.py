@@ -6,6 +6,8 @@ two functions, which `PATHS` names:
     steps(category: CategorySettings) -> Sequence[Step]         from raw page to text
     late_steps(category: CategorySettings) -> Sequence[Step]    after deduplication; often none
 
+What all contents are asked after deduplication, benchmarks and scores, follows in `late`.
+
 A `Step` is a name and a function from documents to documents. It gets the documents of one shard
 (one category, a few hundred pages) as an iterator, changes them in place, and does exactly one of
 two things with each: yields it, or hands it to `task.drop(document, reason)`. Nothing else
@@ -61,7 +63,7 @@ class Task(NamedTuple):
     cache: Path
     """A folder for what is costly to make again; shared by all tasks and categories."""
     ask: Mapping[str, Ask]
-    """Language models by role (`clean`, `judge`, ...); only the roles that the recipe gives."""
+    """Language models by role (`clean`, `label`, `judge`); only the roles that the recipe gives."""
 
 
 class Step(NamedTuple):

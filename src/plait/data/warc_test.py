@@ -143,3 +143,19 @@ def test_the_status_is_told(tmp_path):
     headers = [("Content-Type", "text/html")]
     (record,) = read_records(write_warc(tmp_path / "a", b"gone", headers, status="404 Not Found"))
     assert record.status == 404
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_page_of_50_megabytes_is_left_unread_and_the_next_is_not(tmp_path, packed):
+    huge = b"<p>word</p>" * 4_600_000
+    headers = [("Content-Type", "text/html")]
+    encoding = [("Content-Encoding", "gzip")] if packed else []
+    body = gzip.compress(huge) if packed else huge
+    first = write_warc(tmp_path / "a", body, headers + encoding).read_bytes()
+    second = write_warc(tmp_path / "b", b"<p>fine</p>", headers).read_bytes()
+    (tmp_path / "c").write_bytes(first + second)
+    records = list(read_records(tmp_path / "c"))
+    assert [(record.fault, record.body) for record in records] == [
+        ("too_long_page", b""),
+        (None, b"<p>fine</p>"),
+    ]

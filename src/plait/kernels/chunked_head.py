@@ -9,17 +9,39 @@ chunk_tokens x V logits ever exist.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from plait.kernels.linear import multiply
 from plait.kernels.processor import product_dtype
 
-Comparison = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""compare(log-probabilities of a chunk (t, V), chunk) -> losses (t,), d loss / d logits (t, V);
-both results are the caller's to change, the log-probabilities are `compare`'s."""
+Comparison = Callable[[Callable[[], Tensor], slice, Tensor], tuple[Tensor, Tensor]]
+"""compare(logits, chunk, scale (t,)) -> losses (t,), scale * d loss / d logits in their dtype;
+logits() makes those of the chunk (t, V), so that `compare` decides how long they live."""
+
+
+def of_log_probabilities(
+    compare: Callable[[Tensor, slice], tuple[Tensor, Tensor]],
+) -> Comparison:
+    """Make a comparison of compare(log-probabilities (t, V), chunk) -> losses, d loss / d logits.
+
+    The log-probabilities, in the dtype of the scale, are `compare`'s to change, both results the
+    caller's.
+    """
+
+    def whole(logits: Callable[[], Tensor], chunk: slice, scale: Tensor) -> tuple[Tensor, Tensor]:
+        narrow = logits()
+        dtype = narrow.dtype
+        log_probabilities = narrow.to(scale.dtype).log_softmax(-1)
+        del narrow
+        losses, dlogits = compare(log_probabilities, chunk)
+        return losses, dlogits.mul_(scale[:, None]).to(dtype)
+
+    return whole
 
 
 def weighted_sum(
@@ -68,13 +90,10 @@ class _WeightedSum(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             scale, rows = weights[chunk].to(dtype), hidden[chunk].to(product)
-            losses, dlogits = compare(torch.mm(rows, head.t()).to(dtype).log_softmax(-1), chunk)
+            losses, dlogits = compare(partial(multiply, rows, head, None), chunk, scale)
             total += (losses * scale).sum()
-            if dhidden is None and dweight is None:
-                continue
-            dlogits = dlogits.mul_(scale[:, None]).to(product)
             if dhidden is not None:
-                dhidden[chunk] = torch.mm(dlogits, head)
+                dhidden[chunk] = multiply(dlogits, head.t(), None)
             if dweight is not None and dweight.dtype == product:
                 dweight.addmm_(dlogits.t(), rows)
             elif dweight is not None:

@@ -1,6 +1,7 @@
 """Fixtures for kernel tests: uninitialised memory holds NaN, and memory can be measured."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from plait.kernels import native
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -16,6 +19,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["native", "torch"])
+def form(request):
+    """Run a test by the native kernel (where there is one and it takes the dtype) and by torch."""
+    with nullcontext() if request.param == "native" else native.off():
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

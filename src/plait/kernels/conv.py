@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from plait.kernels import conv_native
 from plait.kernels.documents import Documents
 
 # elements in a block of tokens: with its temporaries it stays in a core's cache
@@ -55,7 +56,6 @@ def causal_conv(
     Source: agrees with causal_conv1d_fn of causal_conv1d with activation "silu".
     """
     documents = Documents.of(cu_seqlens, x)
-    edges = documents.derived(_edges, weight.shape[1], x.device)
     flat = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
     dtype = torch.promote_types(x.dtype, torch.float32)
     taps = weight.t().to(dtype).contiguous()
@@ -66,7 +66,11 @@ def causal_conv(
     if len(initial_state) != len(documents):
         raise ValueError(f"{len(initial_state)} initial states for {len(documents)} sequences")
     before = initial_state.to(x.dtype).transpose(1, 2).flatten(0, 1)
-    y, after = _Conv.apply(flat, taps, bias, before, edges)  # pyright: ignore
+    if conv_native.takes(flat, taps):
+        y, after = conv_native.differentiable(flat, taps, bias, before, documents)
+    else:
+        edges = documents.derived(_edges, weight.shape[1], x.device)
+        y, after = _Conv.apply(flat, taps, bias, before, edges)  # pyright: ignore
     return ConvOutput(y.view(x.shape), after.view(len(documents), -1, x.shape[2]).transpose(1, 2))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from plait.kernels import conv
+from plait.kernels import conv, native
 from plait.kernels.conv import causal_conv, conv_step
 from plait.kernels.tolerances import assert_close
 
@@ -64,9 +64,21 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_definition(case, dtype, block_elements, monkeypatch):
     monkeypatch.setattr(conv, "_BLOCK_ELEMENTS", block_elements)
+    with native.off():
+        _check(case, dtype)
+
+
+@pytest.mark.parametrize("channels", [1, 16, 63])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_the_native_form_agrees_with_the_definition(case, dtype, channels):
+    _check(case, dtype, channels=channels)
+
+
+def _check(case, dtype, **more):
     shape, bounds = CASES[case]
     cu_seqlens = None if bounds is None else torch.tensor(bounds, dtype=torch.int32)
-    inputs = make_inputs(**shape, dtype=dtype)
+    inputs = make_inputs(**shape, **more, dtype=dtype)
     got = with_gradients(causal_conv, inputs, cu_seqlens)
     wide = [t.detach().double().requires_grad_() for t in inputs]
     want = with_gradients(naive, wide, cu_seqlens)
@@ -85,6 +97,16 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(run, inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_no_bit(dtype):
+    inputs = make_inputs(PACKED[-1], sequences=len(PACKED) - 1, channels=50, dtype=dtype)
+    want = with_gradients(causal_conv, inputs, torch.tensor(PACKED))
+    torch.set_num_threads(3)
+    got = with_gradients(causal_conv, inputs, torch.tensor(PACKED))
+    for name, g, w in zip(("y", "final_state", *NAMES), got, want, strict=True):
+        assert torch.equal(g, w), name
+
+
 def test_without_bias_or_state_both_are_zero():
     x, weight, _, _ = make_inputs(9, rows=2)
     got = causal_conv(x, weight, None)
@@ -93,8 +115,9 @@ def test_without_bias_or_state_both_are_zero():
     assert_close("causal_conv", torch.float64, "final_state", got.final_state, want[1])
 
 
-def test_the_last_token_of_a_document_reaches_nothing_outside():
-    inputs = make_inputs(PACKED[-1], sequences=len(PACKED) - 1)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_last_token_of_a_document_reaches_nothing_outside(dtype):
+    inputs = make_inputs(PACKED[-1], sequences=len(PACKED) - 1, dtype=dtype)
     changed = [t.detach().clone() for t in inputs]
     changed[0][0, PACKED[5] - 1] += 1
     changed = [t.requires_grad_() for t in changed]

@@ -3,11 +3,14 @@
 The gradient with respect to the logits is softmax minus one-hot; `chunked_head` has the rest.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from plait.kernels.chunked_head import weighted_sum
+from plait.kernels import native
+from plait.kernels.chunked_head import of_log_probabilities, weighted_sum
 
 
 def chunked_cross_entropy(
@@ -35,4 +38,18 @@ def chunked_cross_entropy(
         ones = torch.ones_like(here, dtype=log_q.dtype)
         return losses, log_q.exp_().scatter_add_(1, here, -ones)
 
-    return weighted_sum(hidden, weight, weights, kept, compare, chunk_tokens)
+    def compare_natively(
+        make_logits: Callable[[], Tensor], chunk: slice, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = make_logits()
+        here, losses = targets[chunk].long().contiguous(), torch.empty_like(scale)
+        low, high = here.aminmax()
+        if low < 0 or high >= logits.shape[1]:
+            raise IndexError(f"targets {int(low)} ... {int(high)} for {logits.shape[1]} words")
+        arguments = logits, here, scale.contiguous(), losses, *logits.shape
+        native.call("cross_entropy", logits.dtype, *arguments)
+        return losses, logits
+
+    takes = native.takes(hidden, weight)
+    comparison = compare_natively if takes else of_log_probabilities(compare)
+    return weighted_sum(hidden, weight, weights, kept, comparison, chunk_tokens)

@@ -73,3 +73,8 @@ class Documents:
 @lru_cache(maxsize=8)
 def _rows(num_rows: int, num_tokens: int) -> Documents:
     return Documents(torch.arange(num_rows + 1) * num_tokens)
+
+
+def bounds_tensor(documents: Documents) -> Int[Tensor, " S_plus_1"]:
+    """Return the bounds as int64 on the CPU: what native kernels read; for `derived`."""
+    return torch.tensor(documents.bounds)

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from plait.kernels import norm_native
+
 # elements in a block of rows: with its temporaries it stays in a core's cache
 _BLOCK_ELEMENTS = 1 << 18
 
@@ -56,7 +58,9 @@ def _normalise(y: Tensor, z: Tensor | None, weight: Tensor, eps: float, num_grou
     rows = y.numel() // width
     flat = y.reshape(rows, width), None if z is None else z.reshape(rows, width)
     arguments = (*flat, weight)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
+    if norm_native.takes(*arguments):
+        out = norm_native.differentiable(*arguments, eps, num_groups)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
         out = _Norm.apply(*arguments, eps, num_groups)
     else:
         out = _forward(*arguments, eps, num_groups)[0]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from plait.kernels import gated_norm
+from plait.kernels import gated_norm, native
 from plait.kernels.gated_norm import gated_rms_norm, rms_norm
 from plait.kernels.tolerances import assert_close
 
@@ -40,6 +40,18 @@ def test_gated_norm_agrees_with_the_definition(
     shape, num_groups, dtype, block_elements, monkeypatch
 ):
     monkeypatch.setattr(gated_norm, "_BLOCK_ELEMENTS", block_elements)
+    with native.off():
+        _check(shape, num_groups, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 12), (2, 63, 12), (257, 240)])
+def test_the_native_gated_norm_agrees_with_the_definition(shape, num_groups, dtype):
+    _check(shape, num_groups, dtype)
+
+
+def _check(shape, num_groups, dtype):
     inputs = make_inputs(*shape, dtype=dtype)
     got = with_gradients(lambda y, z, w: gated_rms_norm(y, z, w, 1e-3, num_groups), inputs)
     wide = [t.detach().double().requires_grad_() for t in inputs]
@@ -51,7 +63,7 @@ def test_gated_norm_agrees_with_the_definition(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(10,), (3, 7, 10)])
-def test_norm_agrees_with_the_definition(shape, dtype):
+def test_norm_agrees_with_the_definition(shape, dtype, form):
     inputs = make_inputs(*shape, dtype=dtype, count=1)
     got = with_gradients(lambda x, w: rms_norm(x, w, 1e-3), inputs)
     wide = [t.detach().double().requires_grad_() for t in inputs]
@@ -59,6 +71,16 @@ def test_norm_agrees_with_the_definition(shape, dtype):
     for name, g, w in zip(("out", "x", "weight"), got, want, strict=True):
         assert g.dtype == dtype
         assert_close("rms_norm", dtype, name, g, w)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_no_bit(dtype):
+    inputs = make_inputs(257, 12, dtype=dtype)
+    want = with_gradients(lambda y, z, w: gated_rms_norm(y, z, w, 1e-3, 3), inputs)
+    torch.set_num_threads(3)
+    got = with_gradients(lambda y, z, w: gated_rms_norm(y, z, w, 1e-3, 3), inputs)
+    for name, g, w in zip(("out", "y", "z", "weight"), got, want, strict=True):
+        assert torch.equal(g, w), name
 
 
 def test_gradcheck():

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from plait.kernels.chunked_head import weighted_sum
+from plait.kernels.chunked_head import of_log_probabilities, weighted_sum
 from plait.kernels.processor import product_dtype
 
 
@@ -59,7 +59,7 @@ def chunked_kl(
         divergence = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
         return divergence, log_q.exp().sub_(p)
 
-    return weighted_sum(hidden, weight, weights, kept, compare, chunk_tokens)
+    return weighted_sum(hidden, weight, weights, kept, of_log_probabilities(compare), chunk_tokens)
 
 
 def chunked_topk_kl(
@@ -94,7 +94,7 @@ def chunked_topk_kl(
         gradient.scatter_(1, here, q.gather(1, here) - p)
         return divergence + tail[:, 0], gradient
 
-    return weighted_sum(hidden, weight, weights, kept, compare, chunk_tokens)
+    return weighted_sum(hidden, weight, weights, kept, of_log_probabilities(compare), chunk_tokens)
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:

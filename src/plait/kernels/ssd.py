@@ -102,12 +102,13 @@ def ssd_scan(
     arguments = x, dt, A, B, C, D, initial_state
     records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     if chunk_length is None and ssd_native.takes(*arguments):
-        scan = ssd_native.Scan.apply if records else ssd_native.scan
-        return SSDOutput(*scan(*arguments, documents))  # pyright: ignore
+        if records:
+            return SSDOutput(*ssd_native.differentiable(*arguments, documents))
+        inputs = ssd_native.Inputs.of(x, dt, A, B, C, D, documents)
+        y, final_state, _ = ssd_native.forward(inputs, initial_state, keep=False)
+        return SSDOutput(y.view(x.shape), final_state)
     default_length, block_tokens = SCAN_BLOCKS.get(x.device.type, SCAN_BLOCKS["cuda"])
-    layout = documents.derived(
-        chunk_layout, chunk_length or default_length, block_tokens, x.device
-    )
+    layout = documents.derived(chunk_layout, chunk_length or default_length, block_tokens, x.device)
     if records:
         return SSDOutput(*_Scan.apply(*arguments, layout))  # pyright: ignore
     inputs = ScanInputs.of(x, dt, A, B, C, D, layout)

@@ -4,6 +4,7 @@ One call walks all chunks of all sequences. Kept for backward are the inputs, y 
 state that enters each chunk, as in the torch form.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from plait.kernels import native
-from plait.kernels.documents import Documents
+from plait.kernels.documents import Documents, bounds_tensor
 
 _CHUNK = 32  # Q of native/ssd.cpp
 
@@ -31,13 +32,15 @@ class _Chunks(NamedTuple):
     count: int
 
 
-def _chunks(documents: Documents) -> _Chunks:
-    bounds = torch.tensor(documents.bounds)
+def chunks_of(documents: Documents) -> _Chunks:
+    """Return what the kernel is told of the sequences; for `derived`."""
+    bounds = documents.derived(bounds_tensor)
     ends = (-(-bounds.diff() // _CHUNK)).cumsum(0)
-    return _Chunks(bounds, torch.cat([ends.new_zeros(1), ends]), int(ends[-1]))
+    first = torch.cat([ends.new_zeros(1), ends])
+    return _Chunks(bounds, first, int(first[-1]))
 
 
-class _Arguments(NamedTuple):
+class Inputs(NamedTuple):
     """What every call begins with; tensors stay alive as long as this does."""
 
     x: Tensor  # (tokens, H P)
@@ -52,18 +55,18 @@ class _Arguments(NamedTuple):
     @classmethod
     def of(
         cls, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, documents: Documents
-    ) -> "_Arguments":
+    ) -> "Inputs":
+        """Flatten batch and tokens of the door's tensors."""
         num_tokens = x.shape[0] * x.shape[1]
-        sizes = (*x.shape[2:], *B.shape[2:])
-
-        def flat(tensor: Tensor) -> Tensor:
-            rows = tensor.reshape(num_tokens, tensor.shape[2:].numel())
-            return rows if rows.stride(1) == 1 else rows.contiguous()
-
-        steps, vectors = flat(dt).float(), (A.float().contiguous(), D.float().contiguous())
-        return cls(flat(x), flat(B), flat(C), steps, *vectors, documents.derived(_chunks), sizes)
+        (H, P), (G, N) = x.shape[2:], B.shape[2:]
+        x, B, C, dt = (
+            native.rows(t.reshape(num_tokens, t.shape[2:].numel())) for t in (x, B, C, dt)
+        )
+        vectors = A.float().contiguous(), D.float().contiguous()
+        return cls(x, B, C, dt.float(), *vectors, documents.derived(chunks_of), (H, P, G, N))
 
     def call(self, name: str, *others: Tensor | int | None) -> None:
+        """Call a kernel."""
         tensors = self.x, self.B, self.C, self.dt, self.A, self.D
         strides = (t.stride(0) for t in tensors[:4])
         bounds, first, _ = self.chunks
@@ -72,48 +75,79 @@ class _Arguments(NamedTuple):
             name, self.x.dtype, *tensors, *strides, bounds, first, sequences, *self.sizes, *others
         )
 
-    def states(self, initial: Tensor | None) -> Tensor | None:
+    def states(self, given: Tensor | None) -> Tensor | None:
         """Return states as the kernel reads them.
 
         Raises: ValueError if they are not as many as the sequences.
         """
         num_sequences = len(self.chunks.bounds) - 1
-        if initial is not None and len(initial) != num_sequences:
-            raise ValueError(f"{len(initial)} initial states for {num_sequences} sequences")
-        return None if initial is None else initial.float().contiguous()
+        if given is not None and len(given) != num_sequences:
+            raise ValueError(f"{len(given)} initial states for {num_sequences} sequences")
+        return None if given is None else given.float().contiguous()
 
     def empty_states(self) -> Tensor:
         """Return room for the states of all sequences, (S, H, P, N)."""
         H, P, _, N = self.sizes
         return self.dt.new_empty(len(self.chunks.bounds) - 1, H, P, N)
 
-    def empty_entering(self) -> Tensor:
-        """Return room for what enters each chunk, as the kernel keeps it: (N, P), padded."""
-        H, P, _, N = self.sizes
-        return self.dt.new_empty(self.chunks.count, H, -(-N // 16) * 16, -(-P // 16) * 16)
+
+class Kept(NamedTuple):
+    """What backward needs of forward."""
+
+    y: Tensor  # (tokens, H P), float32
+    entering: Tensor  # (chunks, H, N, P), both padded to whole vectors: what enters each chunk
 
 
-def scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    initial: Tensor | None,
-    documents: Documents,
-) -> tuple[Tensor, Tensor]:
-    """Return y and the final states, without autograd."""
-    arguments = _Arguments.of(x, dt, A, B, C, D, documents)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    final = arguments.empty_states()
-    arguments.call("ssd_forward", arguments.states(initial), final, None, y, None)
-    return y, final
+def forward(inputs: Inputs, initial: Tensor | None, *, keep: bool) -> tuple[Tensor, Tensor, Kept]:
+    """Return y (tokens, H P), the final states, and what was kept (if not asked for: rubbish)."""
+    y, final, initial = native.empty_like(inputs.x), inputs.empty_states(), inputs.states(initial)
+    if not keep:
+        inputs.call("ssd_forward", initial, final, None, y, None)
+        return y, final, Kept(y, y)
+    H, P, _, N = inputs.sizes
+    padded = -(-N // 16) * 16, -(-P // 16) * 16
+    entering = final.new_empty(inputs.chunks.count, H, *padded)
+    is_wide = y.dtype == torch.float32
+    wide = y if is_wide else torch.empty_like(y, dtype=torch.float32)
+    inputs.call("ssd_forward", initial, final, entering, y, None if is_wide else wide)
+    return y, final, Kept(wide, entering)
 
 
-class Scan(torch.autograd.Function):
-    """The same, differentiable once."""
+class Gradients(NamedTuple):
+    """Of the inputs: of tokens flat, as they are given."""
 
+    x: Tensor
+    B: Tensor
+    C: Tensor
+    dt: Tensor
+    A: Tensor
+    D: Tensor
+    initial: Tensor
+
+
+def backward(
+    inputs: Inputs,
+    kept: Kept,
+    dy: Tensor,
+    dfinal: Tensor | None,
+    into: Sequence[Tensor],
+) -> Gradients:
+    """Return the gradients for dy (tokens, H P); those of x, B and C go into three tensors."""
+    ddt, dinitial = native.empty_like(inputs.dt), inputs.empty_states()
+    per_sequence = ddt.new_empty(2, len(dinitial), ddt.shape[1])
+    strides = (t.stride(0) for t in into)
+    outputs = *into, ddt, *per_sequence, dinitial, *strides
+    inputs.call("ssd_backward", *outputs, dy, *kept, inputs.states(dfinal))
+    dA, dD = per_sequence.sum(1)
+    return Gradients(*into, ddt, dA, dD, dinitial)
+
+
+def differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return y (B, T, H, P) and the final states for x, dt, A, B, C, D, initial and documents."""
+    return _Scan.apply(*arguments)  # pyright: ignore
+
+
+class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -126,41 +160,25 @@ class Scan(torch.autograd.Function):
         initial: Tensor | None,
         documents: Documents,
     ) -> tuple[Tensor, Tensor]:
-        arguments = _Arguments.of(x, dt, A, B, C, D, documents)
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        wide = None if y.dtype == torch.float32 else torch.empty_like(y, dtype=torch.float32)
-        final, entering = arguments.empty_states(), arguments.empty_entering()
-        arguments.call("ssd_forward", arguments.states(initial), final, entering, y, wide)
-        ctx.save_for_backward(x, dt, A, B, C, D, y if wide is None else wide, entering)
+        inputs = Inputs.of(x, dt, A, B, C, D, documents)
+        y, final, kept = forward(inputs, initial, keep=True)
+        ctx.save_for_backward(x, dt, A, B, C, D, *kept)
         ctx.documents = documents
         ctx.initial_dtype = None if initial is None else initial.dtype
         ctx.set_materialize_grads(False)
-        return y, final
+        return y.view(x.shape), final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, dt, A, B, C, D, y, entering = ctx.saved_tensors
-        arguments = _Arguments.of(x, dt, A, B, C, D, ctx.documents)
-        dy = x.new_zeros(x.shape) if dy is None else dy.contiguous()
-        dx, dB, dC = (
-            torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C)
+        x, dt, A, B, C, D, *kept = ctx.saved_tensors
+        inputs = Inputs.of(x, dt, A, B, C, D, ctx.documents)
+        dy = torch.zeros_like(inputs.x) if dy is None else dy.reshape(inputs.x.shape).contiguous()
+        into = (native.empty_like(t) for t in (inputs.x, inputs.B, inputs.C))
+        found = backward(inputs, Kept(*kept), dy, dfinal, list(into))
+        order = found.x, found.dt, found.A, found.B, found.C, found.D
+        gradients = (
+            g.view(t.shape).to(t.dtype) for g, t in zip(order, (x, dt, A, B, C, D), strict=True)
         )
-        ddt = torch.empty_like(arguments.dt, memory_format=torch.contiguous_format)
-        per_sequence = ddt.new_empty(2, len(arguments.chunks.bounds) - 1, x.shape[2])
-        dinitial = None if ctx.initial_dtype is None else arguments.empty_states()
-        strides = (t.shape[2:].numel() for t in (dx, dB, dC))
-        outputs = dx, dB, dC, ddt, *per_sequence, dinitial, *strides
-        dfinal = arguments.states(dfinal)
-        arguments.call("ssd_backward", *outputs, dy, y, entering, dfinal)
-        dA, dD = per_sequence.sum(1)
-        return (
-            dx,
-            ddt.view(dt.shape).to(dt.dtype),
-            dA.to(A.dtype),
-            dB,
-            dC,
-            dD.to(D.dtype),
-            None if dinitial is None else dinitial.to(ctx.initial_dtype),
-            None,
-        )
+        dinitial = None if ctx.initial_dtype is None else found.initial.to(ctx.initial_dtype)
+        return *gradients, dinitial, None

@@ -61,9 +61,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+FORMS = [(torch.float64, "torch")] + [
+    (dtype, form) for dtype in (torch.float32, torch.bfloat16) for form in ("torch", "native")
+]
+
+
+@pytest.mark.parametrize(("dtype", "form"), FORMS, indirect=["form"])
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_the_recurrence(case, dtype):
+def test_agrees_with_the_recurrence(case, dtype, form):
     shape, bounds = CASES[case]
     cu_seqlens = None if bounds is None else torch.tensor(bounds, dtype=torch.int32)
     inputs = make_inputs(**shape, dtype=dtype)
@@ -79,7 +84,7 @@ def test_agrees_with_the_recurrence(case, dtype):
         assert_close(op, dtype, f"{case}: {name}", g, w)
 
 
-def test_decays_far_beyond_the_range_of_exp_stay_finite():
+def test_decays_far_beyond_the_range_of_exp_stay_finite(form):
     inputs = make_inputs(70, P=5, dtype=torch.float32)
     with torch.no_grad():
         inputs[1].mul_(1000)
@@ -122,8 +127,11 @@ def test_documents_object_and_no_grad_give_the_same_bits():
     assert not got.y.requires_grad
 
 
-def test_the_last_token_of_a_document_reaches_nothing_outside():
-    inputs = make_inputs(PACKED[-1], sequences=len(PACKED) - 1, P=4)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_last_token_of_a_document_reaches_nothing_outside(dtype):
+    inputs = make_inputs(PACKED[-1], sequences=len(PACKED) - 1, P=4, dtype=dtype)
+    with torch.no_grad():
+        inputs[1].mul_(0.1)  # so that float32 sees the end of a document from its beginning
     changed = [t.detach().clone() for t in inputs]
     token, document = PACKED[4] - 1, 3
     for tensor in (changed[0], changed[1], changed[3], changed[4]):
@@ -166,7 +174,7 @@ def test_gradients_when_only_one_output_is_used(which):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_strong_decay_stays_finite(dtype):
+def test_strong_decay_stays_finite(dtype, form):
     inputs = make_inputs(70, P=3, dtype=dtype)
     with torch.no_grad():
         inputs[1].mul_(1e4)
@@ -175,8 +183,19 @@ def test_strong_decay_stays_finite(dtype):
         assert result.isfinite().all(), name
 
 
-def test_views_of_one_wider_tensor_serve_as_inputs():
-    x, dt, A, B, C, D, _ = make_inputs(50, P=3, N=5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_no_bit(dtype):
+    inputs = make_inputs(PACKED[-1], sequences=len(PACKED) - 1, P=20, dtype=dtype)
+    want = with_gradients(ssd_scan, inputs, cu_seqlens=torch.tensor(PACKED))
+    torch.set_num_threads(3)
+    got = with_gradients(ssd_scan, inputs, cu_seqlens=torch.tensor(PACKED))
+    for name, g, w in zip(("y", "final_state", *NAMES), got, want, strict=True):
+        assert torch.equal(g, w), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_views_of_one_wider_tensor_serve_as_inputs(dtype):
+    x, dt, A, B, C, D, _ = make_inputs(50, P=3, N=5, dtype=dtype)
     packed = torch.cat([t.detach().flatten(2) for t in (x, B, C)], -1).requires_grad_()
     views = packed.split([12, 10, 10], -1)
     y = ssd_scan(
@@ -189,8 +208,9 @@ def test_views_of_one_wider_tensor_serve_as_inputs():
     assert torch.equal(grad, torch.cat([w.flatten(2) for w in wants], -1))
 
 
-def test_nothing_to_scan():
-    inputs = make_inputs(0, P=3)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_nothing_to_scan(dtype):
+    inputs = make_inputs(0, P=3, dtype=dtype)
     out = run(ssd_scan, inputs)
     assert out.y.shape == (1, 0, 4, 3)
     assert torch.equal(out.final_state, inputs[-1])
@@ -204,8 +224,9 @@ def test_heads_must_divide_into_groups():
         ssd_scan(x, dt, A, B, B, D)
 
 
-def test_each_sequence_needs_its_initial_state():
-    x, dt, A, B, C, D, state = make_inputs(6, sequences=3, H=4, P=2)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_each_sequence_needs_its_initial_state(dtype):
+    x, dt, A, B, C, D, state = make_inputs(6, sequences=3, H=4, P=2, dtype=dtype)
     with pytest.raises(ValueError, match="3 initial states for 2 sequences"):
         ssd_scan(x, dt, A, B, C, D, initial_state=state, cu_seqlens=torch.tensor([0, 2, 6]))
 

@@ -23,6 +23,8 @@ RELATIVE_RMS: dict[tuple[str, torch.dtype], float] = {
     ("causal_conv", torch.float64): 1e-13,
     ("causal_conv", torch.float32): 1e-6,
     ("causal_conv", torch.bfloat16): 3e-3,
+    ("mamba_mix", torch.float32): 2e-5,
+    ("mamba_mix", torch.bfloat16): 1e-2,  # beside the torch form, which rounds at the same places
     ("rms_norm", torch.float64): 1e-13,
     ("rms_norm", torch.float32): 1e-6,
     ("rms_norm", torch.bfloat16): 3e-3,

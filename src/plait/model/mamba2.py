@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from plait.kernels import mamba_native
 from plait.kernels.conv import causal_conv, conv_step
 from plait.kernels.documents import Documents
 from plait.kernels.gated_norm import gated_rms_norm
@@ -73,7 +74,7 @@ class Mamba2(nn.Module):
         state, documents = context.state, context.documents
         conv, ssm = (state.conv[self.ordinal], state.ssm[self.ordinal]) if state else (None, None)
         if context.is_single_step and conv is not None and ssm is not None:
-            z, xbc, dt, A = self._project_in(u)
+            z, xbc, dt, A = self._split(self.in_proj(u))
             return self._project_out(self._step(xbc, dt, A, conv, ssm), z)
         parts = []
         for part in u.split(_tile_tokens(u, context), dim=1):
@@ -86,21 +87,40 @@ class Mamba2(nn.Module):
 
     def _mix(
         self, u: Tensor, conv: Tensor | None, ssm: Tensor | None, documents: Documents | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mixed tokens (B, T, D) and both states behind them."""
-        z, xbc, dt, A = self._project_in(u)
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the mixed tokens (B, T, D) and both states behind them (training: None)."""
+        projected, weights = self.in_proj(u), self._weights()
+        if conv is None and self._is_unclamped and mamba_native.takes(projected, weights):
+            sizes, documents = self._sizes(), Documents.of(documents, projected)
+            mixed = mamba_native.mix(projected, weights, sizes, documents)
+            return self.out_proj(mixed), None, None
+        z, xbc, dt, A = self._split(projected)
         y, conv, ssm = self._scan(xbc, dt, A, conv, ssm, documents)
         return self._project_out(y, z), conv, ssm
 
-    def _project_in(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _weights(self) -> mamba_native.Weights:
+        conv, norm = self.conv1d, self.norm.weight
+        return mamba_native.Weights(
+            conv.weight[:, 0], conv.bias, self.dt_bias, self.A_log, self.D, norm
+        )
+
+    def _sizes(self) -> mamba_native.Sizes:
+        spec = self.spec
+        heads = spec.mamba_num_heads, spec.mamba_head_dim
+        return mamba_native.Sizes(*heads, spec.num_groups, spec.state_size, spec.norm_eps)
+
+    @property
+    def _is_unclamped(self) -> bool:
+        return tuple(self.spec.time_step_limit) == (0.0, float("inf"))
+
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return z (B, T, d_inner), xBC (B, T, conv_dim), dt (B, T, H) and A (H)."""
         spec = self.spec
-        z, xbc, dt = self.in_proj(u).split([spec.d_inner, spec.conv_dim, spec.mamba_num_heads], -1)
+        z, xbc, dt = projected.split([spec.d_inner, spec.conv_dim, spec.mamba_num_heads], -1)
         dt = at_least_float32(dt)
         dt = F.softplus(dt + self.dt_bias.to(dt.dtype))
-        low, high = spec.time_step_limit
-        if low > 0.0 or high < float("inf"):
-            dt = dt.clamp(low, high)
+        if not self._is_unclamped:
+            dt = dt.clamp(*spec.time_step_limit)
         return z, xbc, dt, -self.A_log.to(dt.dtype).exp()
 
     def _project_out(self, y: Tensor, z: Tensor) -> Tensor:

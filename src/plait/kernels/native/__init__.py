@@ -81,6 +81,16 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None)
     function(*map(_argument, arguments), ctypes.c_int64(torch.get_num_threads()))
 
 
+def rows(x: Tensor) -> Tensor:
+    """Return a tensor (rows, width) with each row in one piece, as kernels read it."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Return uninitialised contiguous memory, as kernels write it."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 _Argument = ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double
 
 

@@ -66,7 +66,7 @@ static void product_columns(Rows a, Rows x, float* y, int64_t y_stride, int64_t 
 }
 
 // (rows, depth) by (depth, columns); columns is a multiple of 16.
-static void product(Rows a, Rows x, float* y, int64_t y_stride, int64_t rows, int64_t depth,
+static inline void product(Rows a, Rows x, float* y, int64_t y_stride, int64_t rows, int64_t depth,
                     int64_t columns, float beta, Shape shape = Shape::full) {
     while (columns > 0) {
         int64_t vectors = columns / LANES;
@@ -89,16 +89,20 @@ static inline void exchange(vec* v, std::integer_sequence<int, L...>) {
         }
 }
 
+static inline void transpose(vec* v) {
+    constexpr auto lanes = std::make_integer_sequence<int, LANES>();
+    exchange<8>(v, lanes), exchange<4>(v, lanes), exchange<2>(v, lanes), exchange<1>(v, lanes);
+}
+
 // Write the transpose of (rows, columns) to (round_up(columns), round_up(rows)). What is written
 // beyond the matrix is the transpose of what lies beyond it in `from`, whose strides hold it.
-static void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride,
-                      int64_t rows, int64_t columns) {
-    constexpr auto lanes = std::make_integer_sequence<int, LANES>();
+static inline void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride,
+                             int64_t rows, int64_t columns) {
     for (int64_t row = 0; row < rows; row += LANES)
         for (int64_t column = 0; column < columns; column += LANES) {
             vec v[LANES];
             for (int i = 0; i < LANES; i++) v[i] = load(from + (row + i) * from_stride + column);
-            exchange<8>(v, lanes), exchange<4>(v, lanes), exchange<2>(v, lanes), exchange<1>(v, lanes);
+            transpose(v);
             for (int i = 0; i < LANES; i++) store(to + (column + i) * to_stride + row, v[i]);
         }
 }

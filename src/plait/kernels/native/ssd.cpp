@@ -14,8 +14,6 @@
 //     g = exp(c_Q) g + C^T (exp(c_q) dy)
 
 #include <algorithm>
-#include <cmath>
-#include <vector>
 
 #include "product.h"
 
@@ -35,8 +33,6 @@ template <class T> struct Scan {
     int64_t Np() const { return round_up(N, LANES); }
     int64_t state_size() const { return Np() * Pp(); }
 };
-
-using Buffer = std::vector<float>;
 
 // `rows` rows of `width` numbers, widened; up to Q rows and the padded width zero behind them.
 template <class T>
@@ -87,7 +83,8 @@ void vexp_all(float* p) {
 
 // A head's steps and decays in a chunk; steps behind the end are 0, for which nothing happens.
 struct Decays {
-    float dt[Q], total[Q], in[Q], out[Q], whole;
+    alignas(64) float dt[Q], total[Q], in[Q], out[Q];
+    float whole;
     void take(const float* from, int64_t stride, int64_t rows, float A) {
         float running = 0.0f;
         for (int64_t q = 0; q < Q; q++) {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -19,6 +20,22 @@ typedef uint32_t uvec __attribute__((vector_size(64)));
 typedef uint16_t hvec __attribute__((vector_size(32)));
 
 constexpr int64_t LANES = 16;
+
+// Floats, zero at first, aligned so that no vector at a multiple of 16 crosses a cache line.
+class Buffer {
+    struct alignas(64) Line {
+        float lanes[LANES];
+    };
+    std::vector<Line> lines;
+    int64_t size;
+
+  public:
+    explicit Buffer(int64_t n) : lines((n + LANES - 1) / LANES), size(n) {}
+    float* data() { return (float*)lines.data(); }
+    float& operator[](int64_t i) { return data()[i]; }
+    float* begin() { return data(); }
+    float* end() { return data() + size; }
+};
 
 struct bf16 {
     uint16_t bits;
