@@ -8,7 +8,7 @@ parent five children are made: cut, compared with it by KL on held-out text, dis
 held-out questions with thinking on.
 
     importance   as the recipe does it
-    random       as much of the same layers, chosen by chance
+    random       as much of the same layers, chosen by chance; `kl_chance` is the mean of 12 draws
     scratch      random weights of the same shape, distilled on the same tokens
     depth        about as many parameters, cut in layers alone
     width        the same, cut in widths alone
@@ -25,12 +25,18 @@ from typing import Any
 
 from plait.cli import compress_stage, distill
 from plait.cli.run import run_recipe
+from plait.cli.text import text_source
+from plait.compress.cut import CUT_FILE, Cut
+from plait.compress.healing import Yardstick
+from plait.compress.prune import prune
+from plait.compress.scores import Scores
 from plait.core.artifact import write_json
 from plait.core.config import read_toml
 from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
 from plait.eval.run import Setting, ask, read_questions, summarise
 from plait.grade.verifiers import VERIFIERS, load_verifier
+from plait.model.hf import load
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "tiny"
 NOTHING_CUT = {
@@ -119,6 +125,20 @@ def make_child(
     }
 
 
+def kl_by_chance(parent: Path, cut: Path, seed: int) -> dict[str, float]:
+    """Return KL to the parent on rows after those of the cut: by importance, by chance 12 times."""
+    sft = stage_of(parent, "sft")
+    model, scores = load(sft / "model").requires_grad_(False), Scores.read(cut / "scores")
+    text = text_source({"conversations": sft}, sft / "model", 0.7)(512, 1, 400, seed)
+    rows = [next(text) for _ in range(82)][66:]
+    yardstick, child = Yardstick(model, rows), Cut.read(cut / "model" / CUT_FILE)
+    found = []
+    for each in (scores, *(scores.shuffled(number) for number in range(12))):
+        chosen = each.cut(child.shape(model.spec), model.spec)
+        found.append(yardstick.kl(prune(model, chosen, each.corrections(chosen))))
+    return {"kl_importance": found[0], "kl_chance": mean(found[1:]), "kl_luckiest": min(found[1:])}
+
+
 def measure(
     options: argparse.Namespace, parent: Path, shape: dict[str, Any], seed: int
 ) -> dict[str, dict[str, float]]:
@@ -132,6 +152,8 @@ def measure(
             facts = {}
             if name != "parent":
                 facts = make_child(parent, child, name, seed, shape)
+            if name == "random":
+                facts |= kl_by_chance(parent, child / "cut", seed)
             model = sft if name == "parent" else child / "child"
             write_json(result, facts | {"accuracy": accuracy(model, sft, options.questions)})
         found[name] = json.loads(result.read_text())

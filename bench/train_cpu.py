@@ -9,10 +9,9 @@ bfloat16 (training: float32 masters on both sides, with autocast on transformers
 weights); medians of rounds, and the ratio is the median of the rounds' ratios, so a disturbance
 hits both. The ceiling is the ratio that would be measured if everything in our model were free but
 the matrix products of its linear maps, which a third side of the same rounds runs alone. Below each
-row stand the largest shares of our side's processor time, as torch's profiler sees them; a native
-kernel's time is that of the autograd function which calls it. Before anything is timed the float32
-logits and training losses of both must agree. transformers clamps dt at `time_step_min` where the
-checkpoints mean `time_step_limit`; that is repaired first.
+row stand the largest shares of our side's processor time, as torch's profiler sees them. Before
+anything is timed the float32 logits and training losses of both must agree. transformers clamps dt
+at `time_step_min` where the checkpoints mean `time_step_limit`; that is repaired first.
 
 Targets: training >= 3x, prefill >= 2.5x, memory linear in T.
 
@@ -241,9 +240,17 @@ def row(name: str, num_tokens: int, times: list[list[float]]) -> str:
 
 def shares(name: str, step: Callable) -> str:
     """Return a line of the table: where our side's time goes."""
+    call = native.call
+
+    def named(kernel: str, *arguments: Any) -> None:
+        with torch.profiler.record_function(f"native {kernel}"):
+            call(kernel, *arguments)
+
+    native.call = named
     for _ in range(2):  # starting to profile takes time that lands on the first one
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             step()
+    native.call = call
     times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     total = sum(times.values())
     largest = sorted(times, key=lambda key: -times[key])[:10]

@@ -123,7 +123,7 @@ def test_trainer_and_engine_agree_through_responses_of_tools(base_model, tokeniz
     model = load(base_model)
     engine = Engine(model, tokenizer, max_context=8000)
     _, prompts = tasks(tokenizer, 2)
-    ends = tuple(range(20, 330, 2))  # half of all tokens end a turn
+    ends = tuple(range(20, len(tokenizer.token_bytes), 2))  # half of all tokens end a turn
     params = SamplingParams(max_tokens=12, stop_token_ids=ends)
     groups = sample_groups(
         engine, prompts, 2, params, lambda p: p is prompts[0], nobody, 1, max_turns=3

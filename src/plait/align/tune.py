@@ -90,7 +90,7 @@ class EpochSettings(TuneSettings):
         num_steps = max(1, round(num_batches * self.num_epochs / self.accumulation))
         if num_steps < FEW_STEPS:
             logger.warning(
-                "only %d steps, so little is learnt: lower tokens_per_batch (%d), or raise "
+                "only %d step(s), so little is learnt: lower tokens_per_batch (%d), or raise "
                 "num_epochs or learning_rate",
                 num_steps,
                 self.tokens_per_batch,

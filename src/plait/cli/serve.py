@@ -57,7 +57,7 @@ def serve(
             dtype=_dtype(dtype),
             max_num_seqs=max_num_seqs,
             max_context=context,
-            memory_bytes=None if memory is None else parse_bytes(memory),
+            memory_bytes=None if memory is None else max(parse_bytes(memory), 1),
             prefix_cache=prefix_cache,
         )
         if engine.model.spec.num_parameters < _ONE_THREAD_PARAMETERS:

@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from plait.cli.serve import KEY_VARIABLE, Address, read_api_key, serve
-from plait.core.errors import CapacityError, CheckpointError, ConfigError
+from plait.core.errors import CapacityError, CheckpointError, ConfigError, DataError
 from plait.model.hf import save
 from plait.serve.conftest import tiny_engine
 
@@ -31,12 +31,17 @@ def test_what_cannot_be_served_is_said_before_anything_listens(directory, tmp_pa
         start(directory, taken.getsockname()[1])
     with pytest.raises(CapacityError, match="does not fit"):
         start(directory, memory="1MiB")
+    with pytest.raises(CapacityError, match="does not fit"):
+        start(directory, memory="0GiB")
     with pytest.raises(ConfigError, match="no size"):
         start(directory, memory="much")
     with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
         start(directory, dtype="float8")
     with pytest.raises(ConfigError, match="No such file"):
         start(directory, api_key_file=tmp_path / "key")
+    (directory / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: not a JSON object, but list"):
+        start(directory)
     (directory / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         start(directory)

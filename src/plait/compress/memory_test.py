@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from plait.core.errors import ConfigError
 from plait.core.sizes import GIB
 from plait.engine.memory_plan import plan_for_model
 from plait.engine.runner import Runner
+from plait.kernels import native
 from plait.kernels.processor import product_dtype
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
@@ -106,11 +109,13 @@ def test_the_terms_are_what_an_engine_holds(allocated, num_tokens, batch, dtype)
     assert weights + pools + activations == pytest.approx(terms.total, rel=0.03)
 
 
+@pytest.mark.parametrize("form", [nullcontext, native.off], ids=["as built", "torch"])
 @pytest.mark.parametrize("pattern", ["M", "*", "-"])
-def test_every_kind_of_layer_takes_its_activations(allocated, pattern):
+def test_every_kind_of_layer_takes_its_activations(allocated, pattern, form):
     spec, workload = SMALL.model_copy(update={"pattern": pattern}), workload_of(1, 512)
-    *_, activations = held_by_an_engine(spec, workload, allocated)
-    assert activations == pytest.approx(memory(spec, workload).activations, rel=0.12)
+    with form():
+        *_, activations = held_by_an_engine(spec, workload, allocated)
+        assert activations == pytest.approx(memory(spec, workload).activations, rel=0.12)
 
 
 def test_a_size_that_is_none_is_refused():

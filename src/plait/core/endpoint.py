@@ -6,7 +6,7 @@ model = "Qwen/Qwen3-30B-A3B"
 """
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -35,8 +35,9 @@ class EndpointSettings(Settings):
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Nucleus sampling."""
-    json_schema: bool = True
-    """Whether answers of a given form are asked for by schema; False leaves it to the prompt."""
+    json_answers: Literal["json_schema", "json_object", "prompt"] = "json_schema"
+    """How answers of a given form are asked for: `json_schema` is OpenAI's way, `json_object` with
+    the schema beside it that of llama-cpp-python's server; `prompt` leaves it to the prompt."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Sent along with every call, for instance `chat_template_kwargs`."""
     prompt_price: Annotated[float, Field(ge=0)] = 0.0

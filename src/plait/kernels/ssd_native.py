@@ -4,6 +4,7 @@ One call walks all chunks of all sequences. Kept for backward are the inputs, y 
 state that enters each chunk, as in the torch form.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -129,7 +130,7 @@ def backward(
     kept: Kept,
     dy: Tensor,
     dfinal: Tensor | None,
-    into: tuple[Tensor, Tensor, Tensor],
+    into: Sequence[Tensor],
 ) -> Gradients:
     """Return the gradients for dy (tokens, H P); those of x, B and C go into three tensors."""
     ddt, dinitial = native.empty_like(inputs.dt), inputs.empty_states()
@@ -174,7 +175,7 @@ class _Scan(torch.autograd.Function):
         inputs = Inputs.of(x, dt, A, B, C, D, ctx.documents)
         dy = torch.zeros_like(inputs.x) if dy is None else dy.reshape(inputs.x.shape).contiguous()
         into = (native.empty_like(t) for t in (inputs.x, inputs.B, inputs.C))
-        found = backward(inputs, Kept(*kept), dy, dfinal, tuple(into))  # pyright: ignore
+        found = backward(inputs, Kept(*kept), dy, dfinal, list(into))
         order = found.x, found.dt, found.A, found.B, found.C, found.D
         gradients = (
             g.view(t.shape).to(t.dtype) for g, t in zip(order, (x, dt, A, B, C, D), strict=True)

@@ -7,6 +7,7 @@ add count as two), not of an implementation that recomputes or works in chunks.
 from typing import Literal, NamedTuple
 
 from plait.core.sizes import GIB, format_bytes
+from plait.kernels import native
 from plait.kernels.tiles import ATTENTION_VALUES, QUERY_TILE, SCAN_BLOCKS, TILE_TOKENS
 from plait.model.spec import ModelSpec
 
@@ -104,11 +105,18 @@ def prefill_bytes(
 
 
 def _mamba_bytes(spec: ModelSpec, num_tokens: int, bytes_per_value: int, device: str) -> int:
-    """Return what a Mamba layer holds while it scans; the scan works in float32.
+    """Return what a Mamba layer holds while it scans: in_proj, the convolution, dt and the output.
 
-    Of a block of the scan: dt x, what enters and leaves it and the output, as wide as x, a copy of
-    x itself where x is shorter; B and C; decays between the tokens of a chunk for every head.
+    The native kernel needs no more and writes the output as wide as x. The torch form has it in
+    float32, and of a block of the scan: dt x, what enters and leaves it and the output, as wide as
+    x, a copy of x itself where x is shorter; B and C; decays between the tokens of a chunk for
+    every head.
     """
+    held = num_tokens * (spec.in_proj_dim + spec.conv_dim) * bytes_per_value
+    states = 2 * 4 * spec.d_inner * spec.state_size
+    if device == "cpu" and native.takes():
+        dt = 4 * num_tokens * spec.mamba_num_heads
+        return held + states + dt + num_tokens * spec.d_inner * bytes_per_value
     chunk_tokens, block_tokens = SCAN_BLOCKS[device]
     block = min(num_tokens, block_tokens or num_tokens)
     chunk_tokens = min(chunk_tokens, block)
@@ -117,8 +125,7 @@ def _mamba_bytes(spec: ModelSpec, num_tokens: int, bytes_per_value: int, device:
     per_block_token = num_wide * spec.d_inner + 2 * groups * spec.state_size
     per_block_token += (heads + groups) * chunk_tokens + 5 * heads
     in_float32 = num_tokens * (spec.d_inner + heads) + block * per_block_token
-    in_float32 += 2 * spec.d_inner * spec.state_size
-    return 4 * in_float32 + num_tokens * (spec.in_proj_dim + spec.conv_dim) * bytes_per_value
+    return held + states + 4 * in_float32
 
 
 def _attention_bytes(

@@ -126,11 +126,13 @@ class Client:
             "top_p": settings.top_p,
             **settings.extra,
         }
-        if call.schema is not None and settings.json_schema:
+        if call.schema is not None and settings.json_answers != "prompt":
             # Not `strict`: OpenAI then refuses schemas with free objects or defaults; servers with
             # grammars hold to the schema either way.
-            form = {"name": "answer", "schema": call.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
+            by_name = {"json_schema": {"name": "answer", "schema": call.schema}}
+            is_named = settings.json_answers == "json_schema"
+            form = by_name if is_named else {"schema": call.schema}
+            body["response_format"] = {"type": settings.json_answers, **form}
         body["seed"] = mix_seed(json.dumps(body, sort_keys=True), call.sample) % 2**31
         return json.dumps(body, ensure_ascii=True, sort_keys=True).encode()
 

@@ -67,9 +67,23 @@ def test_nothing_is_asked_twice(store, tmp_path):
         ask_all(endpoint.url, again, [call("a", sample="2"), call("a", schema={"type": "object"})])
         assert len(endpoint.calls) == 4
         assert len({body["seed"] for body in endpoint.calls}) == 4
-        assert endpoint.calls[-1]["response_format"]["type"] == "json_schema" or (
-            endpoint.calls[-2]["response_format"]["type"] == "json_schema"
-        )
+
+
+SCHEMA = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("way", "sent"),
+    [
+        ("json_schema", {"json_schema": {"name": "answer", "schema": SCHEMA}}),
+        ("json_object", {"schema": SCHEMA}),
+        ("prompt", None),
+    ],
+)
+def test_a_form_is_asked_for_in_the_server_s_way(store, way, sent):
+    with scripted(asked) as endpoint:
+        ask_all(endpoint.url, store, [call(schema=SCHEMA)], json_answers=way)
+        assert endpoint.calls[0].get("response_format") == (sent and {"type": way, **sent})
 
 
 def test_calls_in_flight_are_bounded(store):

@@ -86,6 +86,20 @@ def test_diverse_qa_puts_pairs_behind_the_page(run):
     assert {row["text"].count("Question: ") for row in documents(out)} == {1, 2}
 
 
+def test_pairs_that_cannot_stand_are_left_out(run):
+    pairs = [
+        {"kind": "yes_no", "question": "Is two even?", "answer": "Yes."},
+        {"kind": "yes_no", "question": " is TWO even? ", "answer": "Again."},
+        {"kind": "open_ended", "question": "word " * 500, "answer": "Too much."},
+        {"kind": "open_ended", "question": "Why?", "answer": "why?"},
+        {"kind": "open_ended", "question": "What?", "answer": " "},
+    ]
+    out, funnel = run("diverse_qa", lambda _: json.dumps({"pairs": pairs}), texts=[PAGE])
+    reasons = ["repeated_question", "long_question", "answer_is_question", "empty_pair"]
+    assert funnel["parts_dropped"] == dict.fromkeys(reasons, 1)
+    assert documents(out)[0]["metadata"]["kinds"] == ["yes_no"]
+
+
 @pytest.mark.parametrize("style", ["wikipedia", "distil", "extract", "list"])
 def test_rephrasing_is_stripped_of_what_is_around_it(run, style):
     out, _ = run("rephrase", texts=[PAGE], style=style, min_tokens=10)

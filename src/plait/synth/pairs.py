@@ -13,13 +13,14 @@ Kind = Literal[
 ]
 MAX_PAIRS = 8
 LONGEST_QUESTION = 2000
+"""In characters. Not in the form: llama.cpp dies of a grammar that counts that far."""
 
 
 class Pair(BaseModel):
     """A question about a text, and its answer."""
 
     kind: Kind
-    question: str = Field(max_length=LONGEST_QUESTION)
+    question: str
     answer: str
 
 
@@ -41,6 +42,8 @@ def usable_pairs(filled: Pairs, dropped: Counter[str]) -> list[Pair]:
         reason = None
         if not question or not pair.answer.strip():
             reason = "empty_pair"
+        elif len(question) > LONGEST_QUESTION:
+            reason = "long_question"
         elif question.lower() in asked:
             reason = "repeated_question"
         elif pair.answer.strip().lower() == question.lower():

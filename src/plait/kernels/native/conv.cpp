@@ -10,6 +10,8 @@
 namespace {
 
 constexpr int64_t TAPS = 4, PAST = TAPS - 1;
+// tokens: their rows are further apart than the processor looks ahead by itself
+constexpr int64_t AHEAD = 16;
 
 // `before` and `after` are (documents, PAST, channels), taps (TAPS, channels).
 template <class T> struct Conv {
@@ -45,6 +47,8 @@ void forward_lane(const Conv<T>& k, T* y, T* after, int64_t channel) {
         vec x[TAPS];
         for (int i = 0; i < PAST; i++) x[i + 1] = load(k.past(document, i, channel), lane.count);
         for (int64_t t = start; t < end; t++) {
+            __builtin_prefetch(k.x + (t + AHEAD) * k.x_stride + channel);
+            __builtin_prefetch(y + (t + AHEAD) * k.channels + channel, 1);
             x[0] = x[1], x[1] = x[2], x[2] = x[3];
             x[3] = load(k.x + t * k.x_stride + channel, lane.count);
             vec s = lane.sum(x);
@@ -80,6 +84,9 @@ void backward_lane(const Conv<T>& k, const Gradients<T>& g, int64_t channel) {
             store(to + channel, dx, lane.count);
         };
         for (int64_t t = start; t < end; t++) {
+            __builtin_prefetch(k.x + (t + AHEAD) * k.x_stride + channel);
+            __builtin_prefetch(g.dy + (t + AHEAD) * g.dy_stride + channel);
+            __builtin_prefetch(g.dx + (t + AHEAD) * g.dx_stride + channel, 1);
             x[0] = x[1], x[1] = x[2], x[2] = x[3];
             ds[0] = ds[1], ds[1] = ds[2], ds[2] = ds[3];
             x[3] = load(k.x + t * k.x_stride + channel, lane.count);
