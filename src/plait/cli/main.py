@@ -190,9 +190,9 @@ def main() -> None:
     """Run the command line; users' mistakes end in one sentence, not in a traceback."""
     set_library_defaults()
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # typer catches Ctrl-C and returns its code
+        if app(standalone_mode=False) == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
     except _UsageError as error:
         error.show()
         sys.exit(error.exit_code)

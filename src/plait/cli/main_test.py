@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from plait.cli import main
+from plait.cli import info, main
 
 PLAIT = str(Path(sys.executable).with_name("plait"))
 
@@ -69,6 +69,18 @@ def test_info_prints_exact_counts():
     result = plait("info", "nano-9b-v2")
     assert result.returncode == 0
     assert "8,888,227,328" in result.stdout
+
+
+def test_ctrl_c_ends_in_a_sentence_and_not_as_success(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "show", interrupted)
+    monkeypatch.setattr(sys, "argv", ["plait", "info", "tiny"])
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    assert stopped.value.code == 130
+    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_in_a_sentence(monkeypatch, capsys):
