@@ -138,8 +138,8 @@ def backward(
     strides = (t.stride(0) for t in into)
     outputs = *into, ddt, *per_sequence, dinitial, *strides
     inputs.call("ssd_backward", *outputs, dy, *kept, inputs.states(dfinal))
-    dA, dD = per_sequence.sum(1)
-    return Gradients(*into, ddt, dA, dD, dinitial)
+    (dx, dB, dC), (dA, dD) = into, per_sequence.sum(1)
+    return Gradients(dx, dB, dC, ddt, dA, dD, dinitial)
 
 
 def differentiable(*arguments: Any) -> tuple[Tensor, Tensor]:
