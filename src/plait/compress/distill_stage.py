@@ -166,7 +166,7 @@ def _lesson(
     batches = settings.batches(source)
     if settings.teacher_top_k is None:
         return online_loss(teacher), batches
-    folder = out / "cache" / "teacher"
+    folder = out / "checkpoints" / "teacher"
     num_batches = settings.schedule.num_steps * settings.accumulation
     if parallel.is_main():
         store(teacher, settings.batches(source), num_batches, settings.teacher_top_k, folder)

@@ -82,8 +82,9 @@ def held_by_an_engine(spec, workload, allocated):
         model, 2**30, max_num_seqs=workload.batch, max_context=context, prefix_cache=False
     )
     runner = Runner(model, plan)
-    # Several rows read prompts of unequal length, which are packed.
-    lengths = [num_tokens] if workload.batch == 1 else [num_tokens // 4, num_tokens * 3 // 4]
+    # Several rows read prompts of unequal length, which are packed; the terms are those of one
+    # row that has them all.
+    lengths = [num_tokens] if workload.batch == 1 else [num_tokens // 8, num_tokens * 7 // 8]
     for row, length in enumerate(lengths):
         runner.start(row, None)
         runner.assign(row, 0, range(1, 1 + context // BLOCK_TOKENS))

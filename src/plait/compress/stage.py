@@ -106,11 +106,11 @@ def compress(
         scores = _scores(settings, grid, directory, text, out / "scores")
         found, on_edge = _candidates(settings, grid, parent_spec, scores)
         held_out = [_next(text) for _ in range(settings.held_out_rows)]
-        ranked = _ranked(settings, directory, on_edge, scores, held_out, out / "cache")
+        ranked = _ranked(settings, directory, on_edge, scores, held_out, out / "checkpoints")
         finalists, healing = pareto(ranked)[: settings.top_k], settings.healing
         if len(finalists) > 1 and healing.num_steps > 0:
             whole = load(directory, device=parallel.device())
-            finalists = heal(whole, scores, finalists, held_out, healing, text, out / "cache")
+            finalists = heal(whole, scores, finalists, held_out, healing, text, out / "checkpoints")
     best = min(finalists, key=lambda each: each.final_kl)
     cut = scores.cut(best.candidate.shape, parent_spec)
     if not (out / "model").exists():
@@ -191,13 +191,13 @@ def _ranked(
     on_edge: Sequence[Candidate],
     scores: Scores,
     held_out: Sequence[PackedBatch],
-    cache: Path,
+    work: Path,
 ) -> list[Ranked]:
     """Return the candidates with what was found out about them, nearest to the parent first."""
     model = ModelDirectory(directory)
     yardstick = StreamedYardstick(model, held_out, settings.score.sweep(model))
     speeds = [throughput(each.spec, settings.hardware, settings.workload) for each in on_edge]
-    return rank(on_edge, speeds, scores, yardstick, cache / "ranking.json")
+    return rank(on_edge, speeds, scores, yardstick, work / "ranking.json")
 
 
 def _record(
