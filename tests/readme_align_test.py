@@ -27,7 +27,8 @@ SMALLER = {
     "merge": ["tasks.prompts.max_tokens=12"],
 }
 """Less of the same: what a test can wait for."""
-SMALL_OFFICE = ["workbench.num_train=4", "workbench.num_test=2", "max_prompt_tokens=4000"]
+SMALL_OFFICE = ["workbench.num_train=4", "workbench.num_test=2", "max_prompt_tokens=1000"]
+SMALL_OFFICE += ["workbench.num_distractors=0", "workbench.brief=true"]
 """Declarations of tools are long in a vocabulary that knows no words."""
 
 
@@ -92,9 +93,9 @@ def test_commands_run_as_written_one_after_another(folder, monkeypatch):
         if "workbench" in command:
             prefix = "rounds." if words[0] == "dpo" else ""
             smaller += [prefix + setting for setting in SMALL_OFFICE]
+        if "rounds.workbench" in command:
+            smaller += ["rounds.group_size=2", "rounds.max_tokens=48"]
         settings = [w for s in (*smaller, "num_threads=1") for w in ("--set", s)]
-        if "--set" in words and "rounds.workbench" in command:
-            settings += ["--set", "rounds.group_size=2", "--set", "tokens_per_batch=30000"]
         run([*words, *settings])
         out = Path(words[words.index("--out") + 1])
         assert read_manifest(out)["metrics"], command
