@@ -7,6 +7,7 @@ are reported come from the other half. The chosen model is written to `model/`, 
 holds the curve.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -91,10 +92,10 @@ def run(settings: MergeSettings, inputs: dict[str, Path], out: Path) -> dict[str
     if not settings.tasks:
         merge(a, b, settings.alphas[0], target)
         return {"alpha": settings.alphas[0]}
-    with session(settings.num_threads):
+    with session(settings.num_threads), ExitStack() as pools:
         on_one_process("the stage `merge`")
         refusals = Refusals(settings.strict)
-        exam = _Exam(settings, a, refusals)
+        exam = _Exam(settings, a, refusals, pools)
         refusals.report(out / "data" / "refused.txt")
         alphas = sorted({0.0, *settings.alphas, 1.0})
         shown = track(alphas, "merge", unit="alphas")
@@ -122,7 +123,9 @@ def run(settings: MergeSettings, inputs: dict[str, Path], out: Path) -> dict[str
 class _Exam:
     """Scores a model on all tasks."""
 
-    def __init__(self, settings: MergeSettings, source: Path, refusals: Refusals) -> None:
+    def __init__(
+        self, settings: MergeSettings, source: Path, refusals: Refusals, pools: ExitStack
+    ) -> None:
         self._settings = settings
         self._tokenizer = Tokenizer.from_directory(model_directory(source))
         self._prompts: dict[str, tuple[list[Prompt], list[Prompt]]] = {}
@@ -135,6 +138,13 @@ class _Exam:
                     f"tasks.{name}: {len(prompts)} prompts are too few to choose an alpha by one "
                     f"half and report the other; {len(refusals.reasons)} rows refused"
                 )
+        # Workers that serve the whole sweep: starting one takes longer than its grading.
+        self._judges = {
+            name: verifier_judge(
+                pools.enter_context(VerifierPool(task.verify_workers, task.verify_timeout_s))
+            )
+            for name, task in settings.tasks.items()
+        }
 
     @torch.no_grad()
     def scores(self, directory: Path) -> Scores:
@@ -144,14 +154,13 @@ class _Exam:
         for name, task in self._settings.tasks.items():
             engine = task.engine(model, self._tokenizer)
             params = task.sampling.model_copy(update={"temperature": task.temperature})
-            with VerifierPool(task.verify_workers, task.verify_timeout_s) as pool:
-                judge = verifier_judge(pool)
-                for which, prompts in zip(("choice", "reported"), self._prompts[name], strict=True):
-                    found = held_out_scores(
-                        engine, prompts, task, judge, self._settings.seed, params=params
-                    )
-                    values = [v for key, v in found.items() if key.startswith("reward.")]
-                    scores[f"{which}.{name}"] = sum(values) / len(values)
+            judge = self._judges[name]
+            for which, prompts in zip(("choice", "reported"), self._prompts[name], strict=True):
+                found = held_out_scores(
+                    engine, prompts, task, judge, self._settings.seed, params=params
+                )
+                values = [v for key, v in found.items() if key.startswith("reward.")]
+                scores[f"{which}.{name}"] = sum(values) / len(values)
         return scores
 
 
