@@ -3,6 +3,7 @@
 Each is told again in other words, and has a neighbour on the same subject that asks something else.
 """
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from datatrove.data import Document
 
+from plait.data import decontaminate
 from plait.data.benchmarks import Item
 from plait.data.decontaminate import (
     FOUND,
@@ -22,6 +24,7 @@ from plait.data.decontaminate import (
     stretches,
 )
 from plait.data.decontaminate_report import Removals
+from plait.data.embed import embed_texts
 from plait.data.ngram_index import NgramIndex
 from plait.data.quality_settings import DecontaminateSettings
 from plait.data.steps import Task
@@ -46,6 +49,19 @@ def needs_minilm():
 def hidden(text):
     """Put a text where a corpus would have it: between other paragraphs."""
     return f"{PROSE}\n\n{text}\n\nThe answer is in the next chapter.\n\n{PROSE.upper()}"
+
+
+@functools.cache
+def embed_once(texts, model):
+    return embed_texts(texts, model)
+
+
+@pytest.fixture(autouse=True)
+def embedded_once(monkeypatch):
+    """Several tests look through the same documents, and embedding them takes seconds."""
+    monkeypatch.setattr(
+        decontaminate, "embed_texts", lambda texts, model=None: embed_once(tuple(texts), model)
+    )
 
 
 @pytest.fixture(scope="module")

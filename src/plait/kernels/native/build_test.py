@@ -48,14 +48,23 @@ def test_a_broken_library_leaves_everything_to_torch(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(native.library().functions is None, reason="native kernels are not built")
 def test_the_environment_turns_it_off_and_one_openmp_runtime_serves_both():
+    # torch is imported once, and the processes that read the variable are forked from there.
     code = """
+import os
 import torch
-from plait.kernels import native
-maps = {line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line or "omp5" in line}
-print(native.library().status, native.takes(torch.ones(1)), len(maps))
+for value in ("0", "1"):
+    if os.fork() == 0:
+        os.environ["PLAIT_NATIVE"] = value
+        from plait.kernels import native
+        files = {line.split()[-1] for line in open("/proc/self/maps")}
+        runtimes = [file for file in files if "gomp" in file or "omp5" in file]
+        print(native.library().status, native.takes(torch.ones(1)), len(runtimes), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
-    for value, expected in (("0", "off: PLAIT_NATIVE is 0 False 1"), ("1", "True 1")):
-        environment = os.environ | {"PLAIT_NATIVE": value, "PYTHONPATH": str(SOURCE)}
-        command = [sys.executable, "-c", code]
-        found = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-        assert found.stdout.strip().endswith(expected)
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    off, on = found.stdout.splitlines()
+    assert off == "off: PLAIT_NATIVE is 0 False 1"
+    assert on.endswith("True 1")
