@@ -1,9 +1,12 @@
 """What every test shares: one torch thread, no network, the same seed, models to test on."""
 
+import inspect
 import os
 import tempfile
+import typing
 from pathlib import Path
 
+import jaxtyping
 import loopback
 import pytest
 
@@ -18,6 +21,39 @@ import torch
 
 loopback.install()
 torch.set_num_threads(1)
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _annotations(function):
+    """Return what a signature says, also inside of unions, tuples and the like."""
+    hints = list(getattr(function, "__annotations__", {}).values())
+    for hint in hints:
+        if typing.get_origin(hint) is not typing.Literal:
+            hints += typing.get_args(hint)
+    return hints
+
+
+def _jaxtyped_at_less_cost(*, typechecker):
+    """Check the same as jaxtyped, which takes longer than what it checks: look at parameters once
+    and not twice, and keep account of axes only where a signature names some."""
+
+    def check(decorated):
+        hints = _annotations(decorated)
+        # What stands in quotes may not be known yet; jaxtyped copes with that.
+        in_quotes = any(isinstance(hint, str | typing.ForwardRef) for hint in hints)
+        if in_quotes or not inspect.isfunction(decorated):
+            return _jaxtyped(decorated, typechecker=typechecker)
+        checked = typechecker(decorated)
+        classes = filter(inspect.isclass, hints)
+        has_axes = any(issubclass(each, jaxtyping.AbstractArray) for each in classes)
+        return _jaxtyped(checked, typechecker=None) if has_axes else checked
+
+    return check
+
+
+# What the import hook of --jaxtyping-packages decorates plait's functions with.
+jaxtyping.jaxtyped = _jaxtyped_at_less_cost
 
 
 @pytest.fixture(autouse=True)
