@@ -35,7 +35,7 @@ $(PROGRAMS):
 		--no-install-recommends $@; } >/dev/null 2>&1 || echo "no $@: what needs it is not tested"
 
 test: setup $(PROGRAMS)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup lynx
 	$(BIN)/python -m pytest -m slow

@@ -56,6 +56,36 @@ def _jaxtyped_at_less_cost(*, typechecker):
 jaxtyping.jaxtyped = _jaxtyped_at_less_cost
 
 
+WITH_RUN = {f"tests/{name}_test.py" for name in ("pipeline", "readme", "readme_serve", "gpu")}
+"""Files of tests on the finished run of the tiny recipe: making it takes longer than they do."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "run_directory" in getattr(item, "fixturenames", ()):
+            assert item.nodeid.partition("::")[0] in WITH_RUN, (
+                f"put it into WITH_RUN: {item.nodeid}"
+            )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give the tests of a file to one worker, so that what they share is made once; files come in
+    the order of collection, for what takes longest stands first there.
+
+    The marks of `--dist loadgroup` do nothing: pytest 9.2 passes over what xdist 3.8 writes.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "run" if file in WITH_RUN else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _no_network():
     """Fail what reached out of this machine, also where a library got over the refusal."""

@@ -12,10 +12,3 @@ def run_directory(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     run_recipe(RECIPE, out, OVERRIDES, None)
     return out / "tiny"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests of the finished run to one worker: making it takes longer than they do."""
-    for item in items:
-        if "run_directory" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("run"))
