@@ -98,12 +98,6 @@ struct Decays {
     }
 };
 
-vec lane_numbers() {
-    vec v;
-    for (int i = 0; i < LANES; i++) v[i] = (float)i;
-    return v;
-}
-
 template <class T>
 void forward_task(const Scan<T>& k, int64_t sequence, int64_t group, const float* initial,
                   float* final_state, float* entering, T* y, float* y_wide) {
