@@ -2,19 +2,13 @@
 //
 // Y = beta Y + A X, all row-major float32. Or a word of A and of X is a pair of bfloat16 numbers, and
 // a step of the sum takes two of them: see `Words`. X and Y are whole vectors wide (their rows padded to a
-// multiple of 16), A is read one number at a time. A tile of Y stays in registers over the whole
+// multiple of LANES), A is read one number at a time. A tile of Y stays in registers over the whole
 // sum, so each number of Y is one sum in the order of k, whatever the tiles.
 #pragma once
 
 #include <utility>
 
 #include "vec.h"
-
-#if defined(__AVX512F__)
-constexpr int TILE_VECTORS = 24;  // of the 32 registers
-#else
-constexpr int TILE_VECTORS = 6;  // a vector is two of 16 registers
-#endif
 
 struct Rows {
     const float* p;
@@ -71,7 +65,7 @@ static void product_columns(Rows a, Rows x, float* y, int64_t y_stride, int64_t 
     }
 }
 
-// (rows, depth) by (depth, columns), in words; columns is a multiple of 16.
+// (rows, depth) by (depth, columns), in words; columns is a multiple of LANES.
 template <Words WORDS = Words::numbers>
 static inline void product(Rows a, Rows x, float* y, int64_t y_stride, int64_t rows, int64_t depth,
                            int64_t columns, float beta, Shape shape = Shape::full) {
@@ -85,7 +79,7 @@ static inline void product(Rows a, Rows x, float* y, int64_t y_stride, int64_t r
     }
 }
 
-// Exchange the off-diagonal blocks of size H of every 2H x 2H block: four of these transpose.
+// Exchange the off-diagonal blocks of size H of every 2H x 2H block: one for each power of two transposes.
 template <int H, int... L>
 static inline void exchange(vec* v, std::integer_sequence<int, L...>) {
     for (int row = 0; row < LANES; row++)
@@ -98,7 +92,8 @@ static inline void exchange(vec* v, std::integer_sequence<int, L...>) {
 
 static inline void transpose(vec* v) {
     constexpr auto lanes = std::make_integer_sequence<int, LANES>();
-    exchange<8>(v, lanes), exchange<4>(v, lanes), exchange<2>(v, lanes), exchange<1>(v, lanes);
+    if (LANES > 8) exchange<8>(v, lanes);
+    exchange<4>(v, lanes), exchange<2>(v, lanes), exchange<1>(v, lanes);
 }
 
 // Write the transpose of (rows, columns) to (round_up(columns), round_up(rows)). What is written

@@ -1,6 +1,6 @@
-// Sixteen floats at a time, in GCC's and Clang's vector extensions, so that one source serves every
-// processor: the compiler cuts a vector into what the machine has. Only the product of bfloat16
-// pairs names an instruction, and has a portable form beside it.
+// A register of floats at a time, in GCC's and Clang's vector extensions, so that one source serves
+// every processor. Only what converts and multiplies bfloat16 names instructions, and has a portable
+// form beside it.
 //
 // bfloat16 is the upper half of a float32: widening is a shift, narrowing rounds to nearest even (the
 // instruction for it takes numbers below 1e-38 for zero).
@@ -15,23 +15,29 @@
 #include <immintrin.h>
 #endif
 
-typedef float vec __attribute__((vector_size(64)));
-typedef int32_t ivec __attribute__((vector_size(64)));
-typedef uint32_t uvec __attribute__((vector_size(64)));
-typedef uint16_t hvec __attribute__((vector_size(32)));
+// Lanes of a vector, and how many vectors of sums a loop may keep in registers: with wider vectors than
+// the machine's the compiler would go through memory.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE_VECTORS = 24;
+#else
+constexpr int LANES = 8, TILE_VECTORS = 12;
+#endif
 
-constexpr int64_t LANES = 16;
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 
-// Floats, zero at first, aligned so that no vector at a multiple of 16 crosses a cache line.
+// Floats, zero at first, aligned so that no vector at a multiple of LANES crosses a cache line.
 class Buffer {
     struct alignas(64) Line {
-        float lanes[LANES];
+        float numbers[16];
     };
     std::vector<Line> lines;
     int64_t size;
 
   public:
-    explicit Buffer(int64_t n) : lines((n + LANES - 1) / LANES), size(n) {}
+    explicit Buffer(int64_t n) : lines((n + 15) / 16), size(n) {}
     float* data() { return (float*)lines.data(); }
     float& operator[](int64_t i) { return data()[i]; }
     float* begin() { return data(); }
@@ -97,7 +103,7 @@ static inline void store(bf16* p, vec v) {
 #endif
 }
 
-// The first `count` lanes only, the others zero: 0 < count <= 16.
+// The first `count` lanes only, the others zero: 0 < count.
 template <class T> static inline vec load(const T* p, int64_t count) {
     if (count >= LANES) return load(p);
     T buffer[LANES] = {};
@@ -131,8 +137,12 @@ static inline void put(bf16* p, float x) {
 template <class Join> static inline float reduce(vec v, Join join) {
     typedef float half __attribute__((vector_size(32)));
     typedef float quarter __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
     half h = join(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+#else
+    half h = v;
+#endif
     quarter q = join(__builtin_shufflevector(h, h, 0, 1, 2, 3),
                      __builtin_shufflevector(h, h, 4, 5, 6, 7));
     return join(join(q[0], q[2]), join(q[1], q[3]));
