@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from plait.engine.request import SamplingParams, TokenLogprob
+from plait.kernels import native
 
 # The largest number below 1 whose product with any sum stays below that sum.
 _LAST_UNIFORM = 1 - 2**-52
@@ -54,8 +55,8 @@ def sample(
     drawn = [row for row, each in enumerate(params) if each.temperature > 0]
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
-        probabilities = filtered_probabilities(allowed[index], [params[row] for row in drawn])
-        tokens[index] = _inverse_cdf(probabilities, [uniforms[row] for row in drawn])
+        each_params, each_uniform = [params[row] for row in drawn], [uniforms[row] for row in drawn]
+        tokens[index] = _draw(allowed[index], each_params, each_uniform)
     scores = peaks
     if wanted := any(each.logprobs for each in params):
         scores = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
@@ -113,6 +114,19 @@ def filtered_probabilities(
     return probabilities
 
 
+def _draw(
+    logits: Float[Tensor, "S V"], params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> Int[Tensor, " S"]:
+    if not native.takes(logits, dtypes=(torch.float32,)):
+        return _inverse_cdf(filtered_probabilities(logits, params), uniforms)
+    rows = zip(params, uniforms, strict=True)
+    settings = [(p.temperature, p.top_k, p.top_p, p.min_p, uniform) for p, uniform in rows]
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    doubles = torch.tensor(settings, dtype=torch.float64)
+    native.call("sample", logits.dtype, logits, doubles, tokens, *logits.shape)
+    return tokens
+
+
 def _edited(logits: Tensor, edits: Sequence[Edit | None]) -> Tensor:
     if all(edit is None for edit in edits):
         return logits
@@ -134,13 +148,16 @@ def _keep_top_p(probabilities: Float[Tensor, "S V"], sums: list[float]) -> Float
     # Tokens below (1 - p) / V have less than 1 - p together, so the others reach p: only these are
     # sorted, usually a few of many.
     candidates = probabilities >= (1 - limit) / probabilities.shape[1]
-    ordered = probabilities.topk(int(candidates.sum(-1).max()), dim=-1).values
+    # At least one, though a row of which nothing is allowed has none.
+    ordered = probabilities.topk(max(1, int(candidates.sum(-1).max())), dim=-1).values
     before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-    least = ordered.gather(-1, (before < limit).sum(-1, keepdim=True) - 1)
+    least = ordered.gather(-1, ((before < limit).sum(-1, keepdim=True) - 1).clamp(min=0))
     return probabilities.masked_fill(probabilities < least, 0.0)
 
 
-def _inverse_cdf(probabilities: Float[Tensor, "S V"], uniforms: list[float]) -> Int[Tensor, " S"]:
+def _inverse_cdf(
+    probabilities: Float[Tensor, "S V"], uniforms: Sequence[float]
+) -> Int[Tensor, " S"]:
     sums = probabilities.cumsum(-1, dtype=torch.float64)
     uniform = sums.new_tensor(uniforms).clamp(max=_LAST_UNIFORM)
     # The first id whose sum exceeds the target: one of probability 0 adds nothing and is never it.

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from plait.engine.request import SamplingParams
 from plait.engine.sampler import filtered_probabilities, sample
+from plait.kernels import native
 
 
 def reference(logits: list[float], params: SamplingParams) -> list[float]:
@@ -50,6 +52,20 @@ def test_filters_equal_plain_reference(params, seed):
 
 def draw(logits, params, uniforms):
     return sample(logits, params, uniforms, [None] * len(params)).tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(PARAMS, st.integers(1, 3000), st.sampled_from([0.01, 1.0, 20.0]), st.integers(0, 1000))
+def test_the_native_form_draws_what_the_torch_form_draws(params, size, spread, seed):
+    """Spread 0.01 makes all tokens alike, 20 makes most of them impossible; some are banned."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(size, generator=generator)
+    logits[torch.rand(size, generator=generator) < 0.1] = -torch.inf
+    uniforms = torch.rand(20, generator=generator, dtype=torch.float64).tolist()
+    got = draw(logits.expand(20, size), [params] * 20, uniforms)
+    with native.off():
+        want = draw(logits.expand(20, size), [params] * 20, uniforms)
+    assert got == want
 
 
 def test_frequencies_follow_the_probabilities():
@@ -130,6 +146,8 @@ def test_logits_that_are_not_finite_give_no_token_in_their_row_only(bad, tempera
     assert tokens == [None, 2]
 
 
-def test_nothing_allowed_gives_no_token():
-    sampled = sample(torch.zeros(1, 3), [SamplingParams()], [0.5], [ban(0, 1, 2)])
-    assert sampled.tokens == [None]
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_p=0.5, top_k=2)])
+@pytest.mark.parametrize("form", [nullcontext, native.off])
+def test_nothing_allowed_gives_no_token(params, form):
+    with form():
+        assert sample(torch.zeros(1, 3), [params], [0.5], [ban(0, 1, 2)]).tokens == [None]

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from plait.kernels import attention_native
 from plait.kernels.documents import Documents
 from plait.kernels.processor import product_dtype
 from plait.kernels.tiles import ATTENTION_VALUES, QUERY_TILE
@@ -118,6 +119,8 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     dtype = product_dtype(q.dtype, q.device)
     if dtype != q.dtype:
         return _causal(q.to(dtype), k.to(dtype), v.to(dtype)).to(q.dtype)
+    if attention_native.takes(q, k, v):
+        return attention_native.forward(q, k, v, [0] * len(q))
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
@@ -130,6 +133,8 @@ def _over_cache(q: Tensor, key: Tensor, value: Tensor, before: list[int]) -> Ten
     num_new = q.shape[1]
     if num_new > 1 and not any(before):
         return _causal(q, key[:, :num_new].to(q.dtype), value[:, :num_new].to(q.dtype))
+    if attention_native.takes(q, key, value):
+        return attention_native.forward(q, key, value, before)
     key, value = key.transpose(1, 2), value.transpose(1, 2)
     shared = q.shape[2] // key.shape[1]
     mask_values = len(q) * shared * (max(before) + num_new)

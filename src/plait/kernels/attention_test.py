@@ -50,6 +50,33 @@ def test_agrees_with_softmax_written_out(T, rows, bounds, dtype):
         assert_close("attention", dtype, name, g, w)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("E", [32, 64, 128])
+@pytest.mark.parametrize(("T", "before"), [(16, 0), (33, 0), (257, 0), (17, 110), (130, 127)])
+def test_widths_that_the_native_form_takes_agree_too(T, before, E, dtype):
+    q, k, v = (t.detach() for t in make_inputs(before + T, 2, dtype, E=E))
+    lengths = [before, before // 2]
+    new = torch.stack([q[row, length : length + T] for row, length in enumerate(lengths)])
+    got = cached_attention(new, k, v, lengths)
+    assert got.dtype == dtype
+    whole = naive(q.double(), k.double(), v.double())
+    want = torch.stack([whole[row, length : length + T] for row, length in enumerate(lengths)])
+    assert_close("attention", dtype, "y", got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_and_threads_change_no_bit_and_what_is_not_finite_is_passed_on(dtype):
+    q, k, v = (t.detach() for t in make_inputs(300, dtype=dtype, Hq=2, Hk=2, E=64))
+    want = causal_attention(q, k, v)
+    torch.set_num_threads(3)
+    assert torch.equal(causal_attention(*torch.cat([q, k, v], 3).split(64, 3)), want)
+    v[0, 200, 1, 3] = torch.nan
+    got = causal_attention(q, k, v)
+    assert got[0, 200:, 1, 3].isnan().all()
+    got[0, 200:, 1, 3] = want[0, 200:, 1, 3]
+    assert torch.equal(got[:, 200:], want[:, 200:])
+
+
 def test_the_last_token_of_a_document_reaches_nothing_outside():
     inputs = make_inputs(PACKED[-1])
     changed = [t.detach().clone() for t in inputs]

@@ -38,12 +38,14 @@ def linear(
     Weights may so be float32 masters under bfloat16 activations; their gradients are float32 again.
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    rows = x.numel() // max(x.shape[-1], 1)
-    if _streams(x, weight, bias, rows):
-        return _stream(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], len(weight))
-    if not (_widens(x, rows) or _prefers_onednn(x, rows)):
-        return F.linear(x, weight, bias)
-    y: Tensor = _Linear.apply(x.reshape(rows, x.shape[-1]), weight, bias)  # pyright: ignore
+    # As rows: of a batch that is not in one piece torch would multiply each item by itself.
+    rows = x.reshape(x.numel() // max(x.shape[-1], 1), x.shape[-1])
+    if _streams(rows, weight, bias):
+        y = _stream(rows, weight, bias)
+    elif _widens(rows) or _prefers_onednn(rows):
+        y: Tensor = _Linear.apply(rows, weight, bias)  # pyright: ignore
+    else:
+        y = F.linear(rows, weight, bias)
     return y.view(*x.shape[:-1], len(weight))
 
 
@@ -51,12 +53,12 @@ def multiply(
     x: Float[Tensor, "rows D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, " F"] | None
 ) -> Float[Tensor, "rows F"]:
     """Return x weight^T + bias by the faster way, all in one dtype and without autograd."""
-    if _streams(x, weight, bias, len(x)):
+    if _streams(x, weight, bias):
         return _stream(x, weight, bias)
-    if _widens(x, len(x)):
+    if _widens(x):
         wide = [None if t is None else t.float() for t in (weight, bias)]
         return multiply(x.float(), *wide).to(x.dtype)  # pyright: ignore
-    if not _prefers_onednn(x, len(x)):
+    if not _prefers_onednn(x):
         return F.linear(x, weight, bias)
     x, weight = x.contiguous(), weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -66,13 +68,13 @@ def weight_gradient(
     dy: Float[Tensor, "rows F"], x: Float[Tensor, "rows D"]
 ) -> Float[Tensor, "F D"]:
     """Return dy^T x by the faster way, without autograd."""
-    if _widens(x, len(x)):
+    if _widens(x):
         return torch.mm(dy.float().t(), x.float()).to(x.dtype)
     return torch.mm(dy.t(), x)
 
 
-def _streams(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> bool:
-    few = 0 < rows <= _ROWS_TO_STREAM and weight.dtype == x.dtype and weight.is_contiguous()
+def _streams(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    few = 0 < len(x) <= _ROWS_TO_STREAM and weight.dtype == x.dtype and weight.is_contiguous()
     if not few or not native.takes(x, weight, bias):
         return False
     wanted = (t is not None and t.requires_grad for t in (x, weight, bias))
@@ -86,13 +88,13 @@ def _stream(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _widens(x: Tensor, rows: int) -> bool:
-    return rows >= _ROWS_TO_WIDEN and product_dtype(x.dtype, x.device) != x.dtype
+def _widens(x: Tensor) -> bool:
+    return len(x) >= _ROWS_TO_WIDEN and product_dtype(x.dtype, x.device) != x.dtype
 
 
-def _prefers_onednn(x: Tensor, rows: int) -> bool:
+def _prefers_onednn(x: Tensor) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and _HAS_ONEDNN and rows >= _ROWS_FOR_ONEDNN
+    return on_cpu and _HAS_ONEDNN and len(x) >= _ROWS_FOR_ONEDNN
 
 
 class _Linear(torch.autograd.Function):

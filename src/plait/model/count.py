@@ -90,32 +90,36 @@ def prefill_bytes(
         Mamba-2         in_proj, convolution and outputs of the scan, and what a block of it takes
         feed-forward    the widened tokens
         attention       queries, keys, values and outputs; what is brought together of a sequence
-                        that has `context_tokens` tokens by then, and its mask
+                        that has `context_tokens` tokens by then, and the torch form's mask
 
     Logits are counted for one position only, in float32: the others are never made.
     """
     tile = num_tokens if is_packed else min(num_tokens, TILE_TOKENS)
     mixers = {
-        "M": _mamba_bytes(spec, tile, bytes_per_value, device),
+        "M": _mamba_bytes(spec, tile, is_packed, bytes_per_value, device),
         "-": min(num_tokens, TILE_TOKENS) * spec.intermediate_size * bytes_per_value,
-        "*": _attention_bytes(spec, num_tokens, context_tokens, bytes_per_value),
+        "*": _attention_bytes(spec, num_tokens, context_tokens, bytes_per_value, device),
     }
     stream = 3 * num_tokens * spec.hidden_size * bytes_per_value
     return stream + max(mixers[letter] for letter in set(spec.pattern)) + 4 * spec.vocab_size
 
 
-def _mamba_bytes(spec: ModelSpec, num_tokens: int, bytes_per_value: int, device: str) -> int:
-    """Return what a Mamba layer holds while it scans: in_proj, the convolution, dt and the output.
+def _mamba_bytes(
+    spec: ModelSpec, num_tokens: int, is_packed: bool, bytes_per_value: int, device: str
+) -> int:
+    """Return what a Mamba layer holds while it scans: in_proj, the convolution, dt, the output and
+    the states, which are few beside the others, so that two prompts stand for all that are packed.
 
     The native kernel needs no more and writes the output as wide as x. The torch form has it in
-    float32, and of a block of the scan: dt x, what enters and leaves it and the output, as wide as
+    float32, takes the states of packed prompts together and apart, and of a block of the scan: dt x, what enters and leaves it and the output, as wide as
     x, a copy of x itself where x is shorter; B and C; decays between the tokens of a chunk for
     every head.
     """
     held = num_tokens * (spec.in_proj_dim + spec.conv_dim) * bytes_per_value
-    states = 2 * 4 * spec.d_inner * spec.state_size
+    state = 4 * spec.d_inner * spec.state_size
     if device == "cpu" and native.takes():
         dt = 4 * num_tokens * spec.mamba_num_heads
+        states = (1 + is_packed) * state
         return held + states + dt + num_tokens * spec.d_inner * bytes_per_value
     chunk_tokens, block_tokens = SCAN_BLOCKS[device]
     block = min(num_tokens, block_tokens or num_tokens)
@@ -125,21 +129,28 @@ def _mamba_bytes(spec: ModelSpec, num_tokens: int, bytes_per_value: int, device:
     per_block_token = num_wide * spec.d_inner + 2 * groups * spec.state_size
     per_block_token += (heads + groups) * chunk_tokens + 5 * heads
     in_float32 = num_tokens * (spec.d_inner + heads) + block * per_block_token
+    states = (4 if is_packed else 1) * state
     return held + states + 4 * in_float32
 
 
 def _attention_bytes(
-    spec: ModelSpec, num_tokens: int, context_tokens: int, bytes_per_value: int
+    spec: ModelSpec, num_tokens: int, context_tokens: int, bytes_per_value: int, device: str
 ) -> int:
-    """Return what an attention layer holds beside the cache; see `kernels/attention`."""
+    """Return what an attention layer holds beside the cache; see `kernels/attention`.
+
+    The native kernel needs no mask.
+    """
     num_kv, width = spec.num_key_value_heads, spec.attention_head_dim
     shared = spec.num_attention_heads // num_kv
     own = num_tokens * 2 * (spec.num_attention_heads + num_kv) * width
     per_head = context_tokens * width
     together = max(per_head, min(num_kv * per_head, ATTENTION_VALUES))
+    held = (own + 2 * together) * bytes_per_value
+    if device == "cpu" and native.takes():
+        return held
     per_query = shared * context_tokens
     mask = max(per_query, min(min(QUERY_TILE, num_tokens) * per_query, ATTENTION_VALUES))
-    return (own + 2 * together) * bytes_per_value + mask * (1 + bytes_per_value)
+    return held + mask * (1 + bytes_per_value)
 
 
 class ServingBytes(NamedTuple):

@@ -5,6 +5,8 @@
 // no two tasks share. A document begins with its state (or zeros) in those registers, so none sees
 // another. The state counts as the positions start-3 ... start-1 of its document.
 
+#include <algorithm>
+
 #include "vec.h"
 
 namespace {
@@ -12,6 +14,7 @@ namespace {
 constexpr int64_t TAPS = 4, PAST = TAPS - 1;
 // tokens: their rows are further apart than the processor looks ahead by itself
 constexpr int64_t AHEAD = 16;
+constexpr int64_t TOKENS = 64;
 
 // `before` and `after` are (documents, PAST, channels), taps (TAPS, channels).
 template <class T> struct Conv {
@@ -39,23 +42,35 @@ struct Lane {  // one vector of channels: its weights, and how many of its lanes
     }
 };
 
+// The activations of a block of tokens. The inputs before it are read once more, so blocks are tasks
+// of their own: a few dozen rows stay in the caches while channel after channel passes over them.
 template <class T>
-void forward_lane(const Conv<T>& k, T* y, T* after, int64_t channel) {
-    Lane lane(k, channel);
-    for (int64_t document = 0; document < k.documents; document++) {
-        int64_t start = k.bounds[document], end = k.bounds[document + 1];
+void forward_block(const Conv<T>& k, T* y, int64_t document, int64_t first, int64_t last) {
+    int64_t start = k.bounds[document];
+    for (int64_t channel = 0; channel < k.channels; channel += LANES) {
+        Lane lane(k, channel);
+        auto input = [&](int64_t t) {
+            const T* from = t >= start ? k.x + t * k.x_stride + channel
+                                       : k.past(document, t - start + PAST, channel);
+            return load(from, lane.count);
+        };
         vec x[TAPS];
-        for (int i = 0; i < PAST; i++) x[i + 1] = load(k.past(document, i, channel), lane.count);
-        for (int64_t t = start; t < end; t++) {
-            __builtin_prefetch(k.x + (t + AHEAD) * k.x_stride + channel);
-            __builtin_prefetch(y + (t + AHEAD) * k.channels + channel, 1);
+        for (int i = 0; i < PAST; i++) x[i + 1] = input(first - PAST + i);
+        for (int64_t t = first; t < last; t++) {
             x[0] = x[1], x[1] = x[2], x[2] = x[3];
             x[3] = load(k.x + t * k.x_stride + channel, lane.count);
             vec s = lane.sum(x);
             store(y + t * k.channels + channel, s * sigmoid(s), lane.count);
         }
-        for (int i = 0; i < PAST; i++)
-            store(after + (document * PAST + i) * k.channels + channel, x[i + 1], lane.count);
+    }
+}
+
+template <class T> void state_after(const Conv<T>& k, T* after, int64_t document) {
+    int64_t start = k.bounds[document], end = k.bounds[document + 1];
+    for (int64_t i = 0; i < PAST; i++) {
+        int64_t t = end - PAST + i;
+        const T* from = t >= start ? k.x + t * k.x_stride : k.past(document, t - start + PAST, 0);
+        std::copy(from, from + k.channels, after + (document * PAST + i) * k.channels);
     }
 }
 
@@ -108,6 +123,21 @@ void backward_lane(const Conv<T>& k, const Gradients<T>& g, int64_t channel) {
     store(g.dbias + channel, dbias, lane.count);
 }
 
+template <class T> void forward(const Conv<T>& k, T* y, T* after, int64_t threads) {
+    struct Block {
+        int64_t document, first, last;
+    };
+    std::vector<Block> blocks;
+    for (int64_t d = 0; d < k.documents; d++) {
+        state_after(k, after, d);
+        for (int64_t t = k.bounds[d]; t < k.bounds[d + 1]; t += TOKENS)
+            blocks.push_back({d, t, std::min(t + TOKENS, k.bounds[d + 1])});
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (size_t i = 0; i < blocks.size(); i++)
+        forward_block(k, y, blocks[i].document, blocks[i].first, blocks[i].last);
+}
+
 }  // namespace
 
 #define CONV(T)                                                                                   \
@@ -116,8 +146,7 @@ void backward_lane(const Conv<T>& k, const Gradients<T>& g, int64_t channel) {
 #define EXPORT(T, NAME)                                                                           \
     extern "C" void conv_forward_##NAME(CONV(T), T* y, T* after, int64_t threads) {               \
         Conv<T> k{x, before, taps, bias, x_stride, channels, bounds, documents};                  \
-        _Pragma("omp parallel for schedule(static) num_threads(threads)")                         \
-        for (int64_t c = 0; c < channels; c += LANES) forward_lane(k, y, after, c);               \
+        forward(k, y, after, threads);                                                            \
     }                                                                                             \
     extern "C" void conv_backward_##NAME(CONV(T), const T* dy, const T* dafter, T* dx,            \
                                          T* dbefore, float* dtaps, float* dbias,                  \

@@ -70,7 +70,7 @@ void tile(const T* x, const T* w, const T* bias, T* y, int64_t width, int64_t y_
 template <class T, int ROWS>
 void columns(const T* x, const T* w, const T* bias, T* y, int64_t width, int64_t num_columns,
              int64_t y_stride) {
-    constexpr int BLOCK = ROWS <= 6 ? 4 : 3;
+    constexpr int BLOCK = TILE_VECTORS / ROWS > 4 ? 4 : TILE_VECTORS / ROWS;
     int64_t c = 0;
     for (; c + BLOCK <= num_columns; c += BLOCK)
         tile<T, ROWS, BLOCK>(x, w + c * width, bias ? bias + c : bias, y + c, width, y_stride);

@@ -4,7 +4,7 @@
 // number of threads.
 //
 // States lie transposed, (N, P), so that every product has its long side along P, N or the chunk.
-// Letters: Q chunk length, R heads per group, P head width, N state; `Pp`, `Np` padded to 16.
+// Letters: Q chunk length, R heads per group, P head width, N state; `Pp`, `Np` padded to LANES.
 //
 // backward, per head, with E[s][q] = exp(c_q - c_s) for q >= s, else 0, and xdt = dt x:
 //
@@ -97,12 +97,6 @@ struct Decays {
         whole = in[Q - 1];
     }
 };
-
-vec lane_numbers() {
-    vec v;
-    for (int i = 0; i < LANES; i++) v[i] = (float)i;
-    return v;
-}
 
 template <class T>
 void forward_task(const Scan<T>& k, int64_t sequence, int64_t group, const float* initial,

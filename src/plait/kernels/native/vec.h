@@ -1,8 +1,9 @@
-// Sixteen floats at a time, in GCC's and Clang's vector extensions, so that one source serves every
-// processor: the compiler cuts a vector into what the machine has. Only the product of bfloat16
-// pairs names an instruction, and has a portable form beside it.
+// A register of floats at a time, in GCC's and Clang's vector extensions, so that one source serves
+// every processor. Only what converts and multiplies bfloat16 names instructions, and has a portable
+// form beside it.
 //
-// bfloat16 is the upper half of a float32: widening is a shift, narrowing rounds to nearest even.
+// bfloat16 is the upper half of a float32: widening is a shift, narrowing rounds to nearest even (the
+// instruction for it takes numbers below 1e-38 for zero).
 #pragma once
 
 #include <cstddef>
@@ -14,23 +15,29 @@
 #include <immintrin.h>
 #endif
 
-typedef float vec __attribute__((vector_size(64)));
-typedef int32_t ivec __attribute__((vector_size(64)));
-typedef uint32_t uvec __attribute__((vector_size(64)));
-typedef uint16_t hvec __attribute__((vector_size(32)));
+// Lanes of a vector, and how many vectors of sums a loop may keep in registers: with wider vectors than
+// the machine's the compiler would go through memory.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE_VECTORS = 24;
+#else
+constexpr int LANES = 8, TILE_VECTORS = 12;
+#endif
 
-constexpr int64_t LANES = 16;
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 
-// Floats, zero at first, aligned so that no vector at a multiple of 16 crosses a cache line.
+// Floats, zero at first, aligned so that no vector at a multiple of LANES crosses a cache line.
 class Buffer {
     struct alignas(64) Line {
-        float lanes[LANES];
+        float numbers[16];
     };
     std::vector<Line> lines;
     int64_t size;
 
   public:
-    explicit Buffer(int64_t n) : lines((n + LANES - 1) / LANES), size(n) {}
+    explicit Buffer(int64_t n) : lines((n + 15) / 16), size(n) {}
     float* data() { return (float*)lines.data(); }
     float& operator[](int64_t i) { return data()[i]; }
     float* begin() { return data(); }
@@ -59,18 +66,44 @@ static inline vec load(const bf16* p) {
     return (vec)(__builtin_convertvector(h, uvec) << 16);
 }
 
+// The 32 bits at p in every lane, whatever they stand for.
+static inline vec splat_word(const float* p) {
+    int32_t bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return (vec)(bits - ivec{});
+}
+
+// Two vectors of bfloat16 numbers, widened, as one of pairs.
+static inline vec pair(vec lower, vec upper) { return (vec)((uvec)lower >> 16 | (uvec)upper); }
+
+// Each lane of a and b holds two bfloat16 numbers: total + a0 b0 + a1 b1.
+static inline vec add_pairs(vec total, vec a, vec b) {
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)a, (__m512bh)b);
+#else
+    const uvec upper = 0xffff0000 - uvec{};
+    total += (vec)((uvec)a << 16) * (vec)((uvec)b << 16);
+    return total + (vec)((uvec)a & upper) * (vec)((uvec)b & upper);
+#endif
+}
+
 static inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 
 static inline void store(bf16* p, vec v) {
+#if defined(__AVX512BF16__)
+    __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(p, &h, sizeof h);
+#else
     uvec u = (uvec)v;
     uvec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     ivec is_number = (ivec)(v == v);
     rounded = (rounded & (uvec)is_number) | (0x7fc0 & ~(uvec)is_number);
     hvec h = __builtin_convertvector(rounded, hvec);
     std::memcpy(p, &h, sizeof h);
+#endif
 }
 
-// The first `count` lanes only, the others zero: 0 < count <= 16.
+// The first `count` lanes only, the others zero: 0 < count.
 template <class T> static inline vec load(const T* p, int64_t count) {
     if (count >= LANES) return load(p);
     T buffer[LANES] = {};
@@ -100,14 +133,33 @@ static inline void put(bf16* p, float x) {
     p->bits = x == x ? (u + 0x7fff + ((u >> 16) & 1)) >> 16 : 0x7fc0;
 }
 
-// Pairwise, which is also the order that rounds least.
-static inline float sum(vec v) {
+// One number of all lanes, pairwise, which is also the order in which a sum rounds least.
+template <class Join> static inline float reduce(vec v, Join join) {
     typedef float half __attribute__((vector_size(32)));
     typedef float quarter __attribute__((vector_size(16)));
-    half h = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    quarter q = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
-    return (q[0] + q[2]) + (q[1] + q[3]);
+#if defined(__AVX512F__)
+    half h = join(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+#else
+    half h = v;
+#endif
+    quarter q = join(__builtin_shufflevector(h, h, 0, 1, 2, 3),
+                     __builtin_shufflevector(h, h, 4, 5, 6, 7));
+    return join(join(q[0], q[2]), join(q[1], q[3]));
+}
+
+static inline float sum(vec v) {
+    return reduce(v, [](auto a, auto b) { return a + b; });
+}
+
+static inline float largest(vec v) {
+    return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+static inline vec lane_numbers() {
+    vec v;
+    for (int i = 0; i < LANES; i++) v[i] = (float)i;
+    return v;
 }
 
 static inline vec blend(ivec mask, vec yes, vec no) { return mask ? yes : no; }
