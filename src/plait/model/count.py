@@ -111,9 +111,9 @@ def _mamba_bytes(
     the states, which are few beside the others, so that two prompts stand for all that are packed.
 
     The native kernel needs no more and writes the output as wide as x. The torch form has it in
-    float32, takes the states of packed prompts together and apart, and of a block of the scan: dt x, what enters and leaves it and the output, as wide as
-    x, a copy of x itself where x is shorter; B and C; decays between the tokens of a chunk for
-    every head.
+    float32, takes the states of packed prompts together and apart, and of a block of the scan: dt
+    x, what enters and leaves it and the output, as wide as x, a copy of x itself where x is
+    shorter; B and C; decays between the tokens of a chunk for every head.
     """
     held = num_tokens * (spec.in_proj_dim + spec.conv_dim) * bytes_per_value
     state = 4 * spec.d_inner * spec.state_size

@@ -1,9 +1,9 @@
 // Small matrix products in the first two caches, and transposes: what scan and attention are made of.
 //
 // Y = beta Y + A X, all row-major float32. Or a word of A and of X is a pair of bfloat16 numbers, and
-// a step of the sum takes two of them: see `Words`. X and Y are whole vectors wide (their rows padded to a
-// multiple of LANES), A is read one number at a time. A tile of Y stays in registers over the whole
-// sum, so each number of Y is one sum in the order of k, whatever the tiles.
+// a step of the sum takes two of them: see `Words`. X and Y are whole vectors wide (their rows
+// padded to a multiple of LANES), A is read one word at a time. A tile of Y stays in registers over
+// the whole sum, so each number of Y is one sum in the order of k, whatever the tiles.
 #pragma once
 
 #include <utility>
