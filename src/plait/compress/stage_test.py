@@ -25,6 +25,7 @@ from plait.core.errors import ConfigError, DataError
 from plait.data.pack import Sample, pack
 from plait.data.tokenizer import Tokenizer
 from plait.data.train_tokenizer import train_tokenizer
+from plait.kernels import native
 from plait.model.hf import load, save
 from plait.model.hf_stream import ModelDirectory
 from plait.model.init import init_weights
@@ -269,7 +270,8 @@ def _steps(folder):
 
 def test_a_student_that_is_its_teacher_stays(parent, source, tmp_path):
     settings = parse(DistillSettings, DISTILL, adamw={"weight_decay": 0.0, "epsilon": 1e-3})
-    metrics = distill(settings, {"student": parent, "teacher": parent}, tmp_path, source)
+    with native.off():  # which attends for the teacher only, and not to the last bit as torch does
+        metrics = distill(settings, {"student": parent, "teacher": parent}, tmp_path, source)
     assert abs(metrics["loss"]) < 1e-6
 
 
