@@ -25,14 +25,12 @@ OVERRIDES = [
     "pretrain.evaluate_every_steps=8",
     "pretrain.checkpoint_every_steps=4",
     "pretrain.evaluation_tokens=1024",
-    "pretrain.num_threads=1",
     "sft.chains.num_train=120",
     "sft.chains.num_test=12",
     "sft.tokens_per_batch=1024",
     "sft.checkpoint_every_steps=3",
     "sft.instructions.num_train=6",
     "sft.instructions.num_test=2",
-    "sft.num_threads=1",
     "sft_tools.tool_calls.num_train=6",
     "sft_tools.tool_calls.num_test=2",
     "sft_tools.chains.num_train=6",
@@ -90,6 +88,10 @@ OVERRIDES = [
     "eval_child.max_tokens=24",
     "eval.budgets=[0, 8]",
     "eval.max_tokens=24",
-    "eval.num_threads=1",
+]
+# The other core has tests of its own.
+OVERRIDES += [
+    f"{stage}.num_threads=1"
+    for stage in ("pretrain", "sft", "sft_tools", "sft_long", "reward", "distill")
 ]
 ARGUMENTS = [argument for override in OVERRIDES for argument in ("--set", override)]
