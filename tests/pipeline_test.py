@@ -108,6 +108,11 @@ def test_a_kill_in_any_stage_changes_nothing(run_directory, tmp_path):
         process.stdout.close()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     for stage in STAGES:
-        killed = read_manifest(tmp_path / "tiny" / stage)["product"]
-        assert killed == read_manifest(run_directory / stage)["product"], (seed, stage)
+        products = [
+            read_manifest(folder / stage)["product"]
+            for folder in (tmp_path / "tiny", run_directory)
+        ]
+        for product in products:
+            product.pop("scores/work.json", None)  # says when the parent's files were written
+        assert products[0] == products[1], (seed, stage)
     assert not (tmp_path / "tiny" / ".old").exists()
