@@ -20,6 +20,7 @@ def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and q.dtype == k.dtype == v.dtype
         and q.shape[1] >= _FEWEST_TOKENS
         and q.shape[3] * q.element_size() % _VECTOR_BYTES == 0
+        and q.stride(1) * q.element_size() % 4 == 0  # queries are read four bytes at a time
         and all(t.stride(3) == 1 for t in (q, k, v))
     )
 

@@ -64,6 +64,14 @@ def test_widths_that_the_native_form_takes_agree_too(T, before, E, dtype):
     assert_close("attention", dtype, "y", got, want)
 
 
+def test_queries_an_odd_number_of_values_apart():
+    q, k, v = (t.detach() for t in make_inputs(40, dtype=torch.bfloat16, Hq=1, Hk=1, E=64))
+    apart = torch.cat([q, q[..., :1]], 3)[..., :64]
+    assert apart.stride(1) == 65
+    got = causal_attention(apart, k, v)
+    assert_close("attention", torch.bfloat16, "y", got, naive(q.double(), k.double(), v.double()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strides_and_threads_change_no_bit_and_what_is_not_finite_is_passed_on(dtype):
     q, k, v = (t.detach() for t in make_inputs(300, dtype=dtype, Hq=2, Hk=2, E=64))
