@@ -96,6 +96,19 @@ def _no_network():
         pytest.fail(found, pytrace=False)
 
 
+@pytest.fixture
+def refusals():
+    """Read the refusals of a test that expects them, so that it does not fail for them."""
+    file = Path(os.environ[loopback.REFUSALS_FILE])
+
+    def read() -> list[str]:
+        found = file.read_text().splitlines()
+        file.write_text("")
+        return found
+
+    return read
+
+
 def pytest_unconfigure():
     Path(os.environ[loopback.REFUSALS_FILE]).unlink(missing_ok=True)
 

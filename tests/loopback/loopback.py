@@ -22,7 +22,7 @@ class NotLoopback(OSError):
 
 
 def install() -> None:
-    """Refuse everything but loopback from here on, in this process."""
+    """Refuse everything but this machine from here on, in this process."""
     if not getattr(sys, "_loopback_only", False):
         sys._loopback_only = True  # pyright: ignore[reportAttributeAccessIssue]
         sys.addaudithook(_watch)
@@ -59,4 +59,15 @@ def _is_here(host: str) -> bool:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
-    return address.is_loopback or address.is_unspecified
+    return address.is_loopback or address.is_unspecified or _is_own(address)
+
+
+def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """True for an address of this machine's own network cards: no other can be bound to."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.bind((str(address), 0))
+        except OSError:
+            return False
+    return True

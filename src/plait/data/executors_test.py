@@ -1,6 +1,7 @@
 """The executors: a real kill, Slurm by a stand-in for its commands, Ray itself."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -134,11 +135,17 @@ def test_tasks_put_to_slurm_give_the_same_documents(slurm, local, tmp_path):
 # datatrove waits for ever where one of Ray's own warnings is an error.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
-def test_tasks_on_ray_give_the_same_documents(local, tmp_path):
-    pytest.importorskip("ray")
+def test_tasks_on_ray_give_the_same_documents(local, tmp_path, refusals):
+    ray = pytest.importorskip("ray")
     pages, theirs = local
-    run(settings(pages, executor="ray", workers=2), {}, tmp_path / "out")
+    try:
+        run(settings(pages, executor="ray", workers=2), {}, tmp_path / "out")
+    finally:
+        ray.shutdown()
     assert same(product(tmp_path / "out"), dict(theirs))
+    # Ray asks each cloud's own service whether the machine is one of its own.
+    clouds = r" look up (169\.254\.169\.254|metadata\.google\.internal): "
+    assert all(re.search(clouds, line) for line in refusals())
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch, tmp_path):
