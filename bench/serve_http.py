@@ -14,6 +14,7 @@ stuck.
     .venv/bin/python bench/serve_http.py [--quick] [--rounds N] [--soak SECONDS] [--out FILE]
 """
 
+# ruff: noqa: E402
 import argparse
 import asyncio
 import itertools
@@ -30,10 +31,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from plait.core.process import set_library_defaults
+
+set_library_defaults()  # the engine here waits as the server's does; OpenMP reads it with torch
+
 import torch
 from train_cpu import LARGE, QUICK, build, facts
 
-from plait.core.process import set_library_defaults
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
@@ -258,7 +262,6 @@ def main() -> None:
         url, seconds, count = options.clients
         print(json.dumps(asyncio.run(clients(url, float(seconds), int(count)))))
         return
-    set_library_defaults()
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # the server's
     fields = QUICK.prefill | {"vocab_size": 512} if options.quick else SHAPE

@@ -54,7 +54,9 @@ def sample(
     peaks, tokens = allowed.max(-1)
     drawn = [row for row, each in enumerate(params) if each.temperature > 0]
     if drawn:
-        index = torch.tensor(drawn, device=logits.device)
+        index: slice | Tensor = slice(None)  # all rows, which need no copy
+        if len(drawn) < len(params):
+            index = torch.tensor(drawn, device=logits.device)
         each_params, each_uniform = [params[row] for row in drawn], [uniforms[row] for row in drawn]
         tokens[index] = _draw(allowed[index], each_params, each_uniform)
     scores = peaks
@@ -123,7 +125,7 @@ def _draw(
     settings = [(p.temperature, p.top_k, p.top_p, p.min_p, uniform) for p, uniform in rows]
     tokens = torch.empty(len(logits), dtype=torch.int64)
     doubles = torch.tensor(settings, dtype=torch.float64)
-    native.call("sample", logits.dtype, logits, doubles, tokens, *logits.shape)
+    native.call("sample", logits.dtype, logits.contiguous(), doubles, tokens, *logits.shape)
     return tokens
 
 

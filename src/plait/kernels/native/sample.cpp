@@ -6,42 +6,65 @@
 
 #include <algorithm>
 #include <functional>
+#include <numeric>
 
 #include "vec.h"
 
 namespace {
 
-constexpr int64_t BUCKETS = 0x3f80 + 1;  // the upper halves of the numbers 0 ... 1
+constexpr int BITS_LEFT_OUT = 17;
+constexpr int64_t BUCKETS = (0x3f800000 >> BITS_LEFT_OUT) + 1;  // leading bits of the numbers 0 ... 1
+
+// As many floats as a register has room for when they are doubles.
+constexpr int HALF = LANES / 2;
+typedef float narrow __attribute__((vector_size(4 * HALF)));
+typedef double wide __attribute__((vector_size(8 * HALF)));
 
 int64_t bucket_of(float weight) {
     uint32_t bits;
     std::memcpy(&bits, &weight, sizeof bits);
-    return bits >> 16;
+    return bits >> BITS_LEFT_OUT;
 }
 
 struct Settings {
     double temperature, top_k, top_p, min_p, uniform;
 };
 
+float largest(const float* numbers, int64_t n) {
+    vec peak = splat(numbers[0]);
+    int64_t whole = n / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        vec next = load(numbers + i);
+        peak = blend(peak < next, next, peak);
+    }
+    float lanes[LANES];
+    store(lanes, peak);
+    return std::max(*std::max_element(lanes, lanes + LANES),
+                    whole < n ? *std::max_element(numbers + whole, numbers + n) : numbers[0]);
+}
+
 class Row {
-    Buffer weights;
+    static constexpr int64_t BLOCK = 16 * LANES;
+    Buffer weights;  // ends with zeros
     int64_t size;
 
-  public:
-    Row(const float* logits, int64_t n, float temperature) : weights(round_up(n, LANES)), size(n) {
-        float peak = *std::max_element(logits, logits + n);
-        for (int64_t i = 0; i < n; i += LANES) {
-            vec w = vexp((load(logits + i, n - i) - peak) / temperature);
-            w = blend(w > 0.0f, least(w, splat(1.0f)), vec{});  // what is no number has no weight
-            store(&weights[i], w, n - i);
-        }
+    // Four sums, since one would wait for itself.
+    double mass(float threshold, int64_t first, int64_t end) {
+        wide sums[4] = {};
+        for (int64_t i = first; i < end; i += 4 * HALF)
+            for (int64_t j = 0; j < 4; j++) {
+                narrow weight;
+                std::memcpy(&weight, &weights[i + j * HALF], sizeof weight);
+                weight = weight >= threshold ? weight : narrow{};
+                sums[j] += __builtin_convertvector(weight, wide);
+            }
+        wide sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        double lanes[HALF];
+        std::memcpy(lanes, &sum, sizeof sum);
+        return std::accumulate(lanes, lanes + HALF, 0.0);
     }
 
-    double mass(float threshold) {
-        double sum = 0.0;
-        for (int64_t i = 0; i < size; i++) sum += weights[i] >= threshold ? weights[i] : 0.0;
-        return sum;
-    }
+    double mass(float threshold) { return mass(threshold, 0, size); }
 
     // The last weight, from the largest down, in front of which the amounts are below the limit.
     template <class Amount> float last_kept(double limit, Amount amount) {
@@ -63,6 +86,16 @@ class Row {
         return last;
     }
 
+  public:
+    Row(const float* logits, int64_t n, float temperature) : weights(round_up(n, BLOCK)), size(n) {
+        float peak = largest(logits, n);
+        for (int64_t i = 0; i < n; i += LANES) {
+            vec w = vexp((load(logits + i, n - i) - peak) / temperature);
+            w = blend(w > 0.0f, least(w, splat(1.0f)), vec{});  // what is no number has no weight
+            store(&weights[i], w, n - i);
+        }
+    }
+
     float threshold(const Settings& s) {
         float least = 0.0f;
         if (s.top_k > 0 && s.top_k < size)
@@ -78,11 +111,18 @@ class Row {
     int64_t pick(float threshold, double uniform) {
         double target = uniform * mass(threshold), sum = 0.0;
         int64_t last = 0;
-        for (int64_t i = 0; i < size; i++)
-            if (weights[i] >= threshold && weights[i] > 0.0f) {
-                last = i;
-                if ((sum += weights[i]) > target) break;
+        for (int64_t first = 0; first < size; first += BLOCK) {
+            double in_block = mass(threshold, first, first + BLOCK);
+            if (sum + in_block <= target) {
+                sum += in_block;
+                continue;
             }
+            for (int64_t i = first; i < std::min(first + BLOCK, size); i++)
+                if (weights[i] >= threshold && weights[i] > 0.0f) {
+                    last = i;
+                    if ((sum += weights[i]) > target) return i;
+                }
+        }
         return last;
     }
 };
