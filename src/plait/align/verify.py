@@ -123,8 +123,9 @@ class _Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=False)
-        self._process.start()
+        process = context.Process(target=_serve, args=(theirs,), daemon=False)
+        process.start()
+        self._process = process
         theirs.close()
 
     def read(self, timeout_s: float) -> dict[int, Outcome]:
