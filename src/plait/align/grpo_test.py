@@ -19,6 +19,7 @@ from plait.engine.request import SamplingParams
 from plait.grade.verifiers import VERIFIERS
 from plait.model.hf import load
 from plait.train.loop import DivergedError
+from plait.train.optim import AdamWSettings, adamw, set_learning_rate
 
 POLICY = PolicySettings()
 
@@ -104,6 +105,26 @@ def test_a_policy_that_is_not_the_engines_stops_the_run(groups, engine, base_mod
     # later in a round the policy has moved, and the ratios account for it
     stale = policy_loss(other, batch._replace(is_fresh=False), POLICY)
     assert "max_logprob_gap" not in stale.metrics
+
+
+def test_what_was_read_before_an_update_is_not_gone_on_from(base_model):
+    model = load(base_model, dtype=torch.float32)
+    engine = Engine(model, Tokenizer.from_directory(base_model))
+    question = "Add one to two" + " and to three" * 20
+    record = {"id": "q", "prompt": question, "verifier": "number", "reference": "1"}
+    asked = build_prompts([record], engine.tokenizer, 1000, Refusals(strict=True))
+
+    def loss():
+        params = SamplingParams(max_tokens=8)
+        groups = sample_groups(engine, asked, 4, params, lambda _: False, by_length, seed=1)
+        return policy_loss(model, policy_batch(groups, POLICY, is_fresh=True), POLICY)
+
+    optimizer = adamw(model, AdamWSettings())
+    set_learning_rate(optimizer, 0.01)
+    loss().total.backward()
+    optimizer.step()
+    assert engine.stats().prefix_hit_tokens
+    assert loss().metrics["max_logprob_gap"] < 1e-4  # the second time the same is asked
 
 
 def test_equal_rewards_move_nothing(groups, engine, base_model):

@@ -42,7 +42,7 @@ class Engine:
     output besides the tokenizer's ends of turn and text.
 
     Pools are allocated at the first request. A model whose parameters are changed in place between
-    requests is noticed, unless it is by `.data`: call `reset` then.
+    requests is noticed, unless it is by `.data` or a fused optimizer of torch's: call `reset` then.
     Raises: CheckpointError if the tokenizer has more ids than the model, CapacityError with the
     arithmetic if what is asked for does not fit.
     """

@@ -14,6 +14,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import nn
+from torch.autograd.graph import increment_version
 
 from plait.core.config import Settings
 
@@ -43,13 +44,17 @@ def adamw(model: nn.Module, settings: AdamWSettings) -> torch.optim.AdamW:
         {"params": [p for p in trainable if decays(p)], "weight_decay": settings.weight_decay},
         {"params": [p for p in trainable if not decays(p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         groups,
         lr=0.0,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         fused=True,
     )
+    # The fused kernel does not count its writes, by which an engine on these weights sees that what
+    # it has read is out of date.
+    optimizer.register_step_post_hook(lambda *_: increment_version(trainable))
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
