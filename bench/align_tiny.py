@@ -5,7 +5,8 @@
 
 Takes the pretrained model of a finished tiny recipe and for each seed runs the recipe's stages of
 alignment with that seed, and two controls at equal tokens: the second stage with its samples joined
-in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces.
+in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces. Also
+instruction RL for three times as many steps, which `make demo` has no time for, with a KL term.
 What is finished is not run again, and an interrupted call goes on where it was. Ends with a table:
 for each figure its mean and its values by seed.
 """
@@ -27,9 +28,10 @@ from plait.eval.stage import FREE, EvalSettings, answers_of, verifiers_of
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny"
 TRAINED = ("sft", "sft_tools", "sft_long", "ifeval_rl", "dpo", "reward", "rlhf", "merge")
-CONTROLS = {
-    "sft_tools": {"joined": 'packing="joined"'},
-    "sft_long": {"uncut": "chains.truncated_share=0.0"},
+VARIANTS = {
+    "sft_tools": {"joined": ['packing="joined"']},
+    "sft_long": {"uncut": ["chains.truncated_share=0.0"]},
+    "ifeval_rl": {"longer": ["num_steps=180", "policy.kl_weight=0.05"]},
 }
 NO_MODEL = ("reward",)
 """Checkpoints that answer nothing."""
@@ -54,14 +56,14 @@ def stages_of(seed: int, *changes: str) -> dict[str, Stage]:
 
 
 def train(given: Path, out: Path, seed: int) -> dict[str, Path]:
-    """Run the stages and the controls of one seed; return every folder by name."""
+    """Run the stages and the variants of one seed; return every folder by name."""
     folders = {"pretrain": given / "04_pretrain"}
     for key in TRAINED:
         folders[key] = run_stage(stages_of(seed)[key], out, folders)
-    for key, controls in CONTROLS.items():
-        for control, change in controls.items():
-            stage = stages_of(seed, f"{key}.{change}")[key]
-            folders[f"{key}.{control}"] = run_stage(stage, out / control, folders)
+    for key, variants in VARIANTS.items():
+        for variant, changes in variants.items():
+            stage = stages_of(seed, *(f"{key}.{change}" for change in changes))[key]
+            folders[f"{key}.{variant}"] = run_stage(stage, out / variant, folders)
     del folders["pretrain"]
     return folders
 
@@ -87,7 +89,8 @@ def figures(folders: dict[str, Path], settings: EvalSettings) -> dict[str, float
     found: dict[str, float] = {}
     for name, folder in folders.items():
         metrics = read_manifest(folder)["metrics"]
-        chosen = {key: v for key, v in metrics.items() if key.startswith(REPORTED.get(name, ()))}
+        reported = REPORTED.get(name.partition(".")[0], ())
+        chosen = {key: v for key, v in metrics.items() if key.startswith(reported)}
         if name not in NO_MODEL:
             file = folder / "scores.json"
             if not file.exists():
