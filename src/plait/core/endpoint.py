@@ -7,6 +7,7 @@ model = "Qwen/Qwen3-30B-A3B"
 
 import os
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -50,19 +51,27 @@ class EndpointSettings(Settings):
     def _is_address(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError("an address begins with http:// or https://")
+        parts = urlsplit(url)
+        if not parts.hostname or parts.port == 0:  # ValueError from either if they cannot be read
+            raise ValueError("an address needs a host, and a port is 1 to 65535")
         return url.rstrip("/")
 
     def api_key(self) -> str | None:
         """Return the key.
 
-        Raises: ConfigError if the variable that should hold it is not set.
+        Raises: ConfigError if the variable that should hold it is not set, or holds no key.
         """
         if self.api_key_env is None:
             return None
-        key = os.environ.get(self.api_key_env)
+        key = os.environ.get(self.api_key_env, "").strip()  # a file read in may end its lines in CR
         if not key:
             raise ConfigError(
                 f"api_key_env: the environment variable {self.api_key_env} is not set; export it, "
                 f"or leave api_key_env out if {self.url} asks for no key"
+            )
+        if not (key.isascii() and key.isprintable()):  # HTTP's own error would show the key
+            raise ConfigError(
+                f"api_key_env: the environment variable {self.api_key_env} holds characters that "
+                "no key has: spaces at its ends do no harm, others must be plain ASCII"
             )
         return key

@@ -24,6 +24,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -208,16 +209,20 @@ def _step_names(category: CategorySettings, tools: Tools) -> list[str]:
 def _validation_limits(settings: CurateSettings, files: list[Path]) -> dict[str, float]:
     """Return the place in [0, 1) up to which a category's documents are held out.
 
-    It is `validation_share`, or that of the lowest document where the share would give none.
+    It is `validation_share`, or that of the lowest of several documents where the share would give
+    none.
     """
     made = [end for name, category in settings.categories.items() for end in category.made(name)]
     lowest = dict.fromkeys(made, 1.0)
     if settings.validation_share == 0:
         return dict.fromkeys(made, -1.0)
+    counts: Counter[str] = Counter()
     for _, document in _lines(files):
         name = document["metadata"]["category"]
         lowest[name] = min(lowest[name], _place(settings, document["id"]))
-    return {name: max(settings.validation_share, place) for name, place in lowest.items()}
+        counts[name] += 1
+    share = settings.validation_share
+    return {name: max(share, lowest[name]) if counts[name] > 1 else share for name in made}
 
 
 def _place(settings: CurateSettings, document_id: str) -> float:

@@ -20,7 +20,10 @@ def document_files(folders: Sequence[Path], split: str) -> dict[str, list[Path]]
     found = [file for directory in directories for file in directory.glob("*.jsonl")]
     if not found:
         places = ", ".join(map(str, directories))
-        raise DataError(f"{places}: no <category>.jsonl here; run the curation stage first")
+        raise DataError(
+            f"{places}: no <category>.jsonl here; run the curation stage first, with a "
+            "validation_share above 0"
+        )
     names = sorted({file.stem for file in found})
     return {name: [file for file in found if file.stem == name] for name in names}
 
@@ -39,12 +42,12 @@ def _read_file(file: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, start=1):
             try:
                 document = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{file}, line {number}: not a JSON document: {error}") from None
             if not isinstance(document, dict) or not isinstance(document.get("text"), str):
                 raise DataError(f"{file}, line {number}: a document needs a text field")
-            if b"\\ud" in line and not _is_unicode(document["text"]):
-                raise DataError(f"{file}, line {number}: half of a surrogate pair in the text")
+            if not _is_unicode(f"{document['text']}{document.get('id', '')}"):
+                raise DataError(f"{file}, line {number}: half of a surrogate pair in text or id")
             yield document
 
 

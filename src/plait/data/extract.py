@@ -173,7 +173,9 @@ def _decoded(body: bytes, encoding: str) -> str | None:
     # Browsers read some names more widely than Python does: iso-8859-1 as cp1252, gb2312 as gbk.
     for name in filter(None, (map_encoding_to_html5(encoding, fallback_utf8=False), encoding)):
         try:
-            return body.decode(name)
-        except (UnicodeDecodeError, LookupError):
+            text = body.decode(name)
+            text.encode()  # some of Python's codecs give halves of surrogate pairs
+        except (ValueError, LookupError):  # there is a codec `undefined`, and names may hold a NUL
             continue
+        return text
     return None

@@ -38,6 +38,9 @@ PARAGRAPH = (
         (KOREAN.encode("euc-kr"), "no-such-charset", KOREAN),
         (JAPANESE.encode("shift_jis") * 3, None, JAPANESE * 3),
         (JAPANESE.encode("iso-2022-jp"), "iso-2022-jp", JAPANESE),
+        (GERMAN.encode("latin-1"), "undefined", GERMAN),
+        (GERMAN.encode("latin-1"), "latin\0", GERMAN),
+        (rb"caf\ud83d" + GERMAN.encode(), "unicode_escape", rb"caf\ud83d".decode() + GERMAN),
     ],
 )
 def test_text_is_decoded_whatever_is_declared(body, declared, text):

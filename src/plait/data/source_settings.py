@@ -116,7 +116,7 @@ class FilesSource(Settings):
 
 
 def matching_files(patterns: tuple[str, ...], where: str) -> list[Path]:
-    """Return the files that patterns match, in order.
+    """Return the files that patterns match, in order, each once.
 
     Raises: ConfigError naming the key, `where`, and the pattern that matches nothing.
     """
@@ -127,7 +127,7 @@ def matching_files(patterns: tuple[str, ...], where: str) -> list[Path]:
         if not files:
             raise ConfigError(f"{where}: no file matches {pattern!r} (from {Path.cwd()})")
         found += files
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _package_names(packages: tuple[str, ...]) -> tuple[str, ...]:

@@ -84,9 +84,6 @@ def read_records(path: Path, max_bytes: int = MAX_PAGE_BYTES) -> Iterator[Record
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     page_types = (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion)
-    known_types = (*page_types, WarcRecordType.warcinfo, WarcRecordType.request,
-                   WarcRecordType.metadata, WarcRecordType.revisit,
-                   WarcRecordType.continuation)  # fmt: skip
     with path.open("rb") as file:
         stream = _Inflating(file)
         records = ArchiveIterator(stream, parse_http=False)  # pyright: ignore[reportArgumentType]
@@ -106,7 +103,7 @@ def read_records(path: Path, max_bytes: int = MAX_PAGE_BYTES) -> Iterator[Record
             while more := record.reader.read(_CHUNK_BYTES):
                 size += len(more)
             whole = "Content-Length" in record.headers and size == record.content_length
-            if not whole or record.record_type not in known_types:
+            if not whole or "WARC-Type" not in record.headers:
                 yield _truncated(path, index)
                 return
             if record.record_type in page_types:

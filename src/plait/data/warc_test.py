@@ -139,6 +139,15 @@ def test_records_without_http_are_pages_too(tmp_path, kind):
     assert (record.body, record.status, record.media_type) == (b"plain", None, "text/plain")
 
 
+def test_a_record_of_a_type_that_nobody_knows_is_skipped(tmp_path):
+    one = write_warc(
+        tmp_path / "a", b"plain", [("Content-Type", "text/plain")], kind="resource"
+    ).read_bytes()
+    strange = gzip.compress(gzip.decompress(one).replace(b"WARC-Type: resource", b"WARC-Type: x"))
+    (tmp_path / "b").write_bytes(one + strange + one)
+    assert [record.body for record in read_records(tmp_path / "b")] == [b"plain"] * 2
+
+
 def test_the_status_is_told(tmp_path):
     headers = [("Content-Type", "text/html")]
     (record,) = read_records(write_warc(tmp_path / "a", b"gone", headers, status="404 Not Found"))

@@ -210,7 +210,7 @@ def _as_reply(content: bytes) -> Reply:
         text, thought = _without_thought(message.get("content") or "")
         thought = message.get("reasoning_content") or message.get("reasoning") or thought
         usage = answer.get("usage") or {}
-        text.encode()  # half of a surrogate pair is no text
+        f"{text}{thought or ''}".encode()  # half of a surrogate pair is no text
         return Reply(
             text,
             thought,

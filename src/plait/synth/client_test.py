@@ -112,6 +112,7 @@ def test_passing_trouble_is_tried_again(store, trouble):
         (Status(500, "oops"), "server_error: status 500, 'oops'", 3),
         (Status(200, "<html>"), "garbage", 3),
         ({"choices": []}, "garbage", 3),
+        (completion("four", reasoning_content="\ud83d"), "garbage", 3),
         (Status(400, "too long"), "rejected: status 400, 'too long'", 1),
     ],
 )

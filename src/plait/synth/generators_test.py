@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from plait.core.errors import DataError
 from plait.synth.author_test import PAIRS, SOLUTION, TALK, author
+from plait.synth.client import Unusable
 from plait.synth.scripted_test import asked, scripted
 from plait.synth.stage import GENERATORS, AnySynthSettings, write
+from plait.synth.tool_calls import Call, Turn, check_turn
 
 SENTENCE = "The sum of two even numbers is even because each is twice a whole number. "
 PAGE = SENTENCE * 6
@@ -279,6 +282,27 @@ def test_turns_that_break_a_rule_end_the_conversation(run, turn, reason):
     script.users = 0
     _, funnel = run("tool_calls", script, rows=[{"tools": TOOLS}], conversations_per_set=2)
     assert funnel["steps"]["conversations"]["dropped"] == {reason: 1}
+
+
+def test_arguments_may_be_free_where_the_schema_says_so():
+    free = {"name": "tag", "parameters": {"additionalProperties": {"type": "string"}}}
+    check_turn([free], [], Turn(calls=[Call(name="tag", arguments={"colour": "red"})], message=""))
+    with pytest.raises(Unusable, match="wrong_arguments"):
+        check_turn([free], [], Turn(calls=[Call(name="tag", arguments={"n": 1})], message=""))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"properties": {"a": {"$ref": "#/components/schemas/Pet"}}}, r"\$ref '#/components/sch"),
+        ({"properties": {"a": {"$ref": "http://127.0.0.1/a.json"}}}, r"\$ref 'http://127.0.0.1/a"),
+        ([{"type": "object"}], "are a JSON schema, an object"),
+        ({"type": "thing"}, "needs a name and a JSON schema: 'thing' is not valid"),
+    ],
+)
+def test_tools_that_cannot_be_checked_are_refused_before_the_first_call(run, parameters, message):
+    with pytest.raises(DataError, match=message):
+        run("tool_calls", rows=[{"tools": [{"name": "f", "parameters": parameters}]}])
 
 
 def test_translation_goes_line_by_line(run):

@@ -6,6 +6,7 @@ what had no answer yet. It also knows what all of it has cost.
 
 import json
 import sqlite3
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,9 @@ _TABLE = (
     "create table if not exists replies (key text primary key, role text, prompt_tokens integer, "
     "answer_tokens integer, reply text) without rowid"
 )
+
+_LOCKED_S = 60.0
+"""Longest wait for another process that writes."""
 
 
 class Reply(NamedTuple):
@@ -37,8 +41,8 @@ class ReplyStore:
         self._file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._database = sqlite3.connect(file, isolation_level=None, timeout=60)
-            self._database.execute("pragma journal_mode = wal")
+            self._database = sqlite3.connect(file, isolation_level=None, timeout=_LOCKED_S)
+            self._write_ahead()
             self._database.execute("pragma synchronous = normal")
             self._database.execute(_TABLE)
         except sqlite3.DatabaseError as error:
@@ -83,6 +87,18 @@ class ReplyStore:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _write_ahead(self) -> None:
+        # Two processes that open a new file at once: here SQLite does not wait for the other.
+        deadline = time.monotonic() + _LOCKED_S
+        while True:
+            try:
+                self._database.execute("pragma journal_mode = wal")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     def _count(self, role: str, calls: int, prompt_tokens: int, answer_tokens: int) -> None:
         self.calls[role] += calls

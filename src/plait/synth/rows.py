@@ -71,8 +71,12 @@ def read_pages(sources: Sources, files: Sequence[Path]) -> Iterator[Page]:
 
     Raises: DataError naming file and line of what is no document.
     """
-    for document in sources.documents():
-        yield Page(str(document["id"]), document["text"], document.get("metadata") or {})
+    for number, document in enumerate(sources.documents(), 1):
+        yield Page(
+            str(document.get("id", f"document:{number}")),
+            document["text"],
+            document.get("metadata") or {},
+        )
     for file in files:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -80,8 +84,8 @@ def read_pages(sources: Sources, files: Sequence[Path]) -> Iterator[Page]:
                     row = json.loads(line)
                     name = str(row.get("id", f"{file.name}:{number}"))
                     page = Page(name, row["text"], row.get("metadata") or {})
-                    page.text.encode()
-                except (ValueError, KeyError, TypeError, AttributeError):
+                    f"{page.id}{page.text}".encode()
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise DataError(
                         f"{file}, line {number}: a document is an object with a text"
                     ) from None

@@ -23,6 +23,9 @@ from plait.synth.rows import first, read_rows
 from plait.synth.sample import Sample
 from plait.synth.settings import PositiveInt, Sources, SynthSettings
 
+_NAMED_ELSEWHERE = {"additionalProperties", "patternProperties", "anyOf", "oneOf", "allOf", "$ref"}
+"""Where a schema may allow arguments besides its own properties."""
+
 
 class ToolCallSettings(SynthSettings):
     """Settings of the generator `tool_calls`; files hold sets of tools (`tools`)."""
@@ -112,12 +115,39 @@ def _declaration(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
     function = tool.get("function", tool)
     try:
         schema = function.get("parameters") or {"type": "object", "properties": {}}
+        if not isinstance(schema, dict):
+            raise DataError(f"{place}: the parameters of a tool are a JSON schema, an object")
         jsonschema.Draft202012Validator.check_schema(schema)
+        _check_references(schema, place)
         named = {"name": function["name"], "description": function.get("description", "")}
     except (KeyError, AttributeError, jsonschema.SchemaError) as error:
         reason = getattr(error, "message", repr(error))
         raise DataError(f"{place}: a tool needs a name and a JSON schema: {reason}") from None
     return {"type": "function", "function": {**named, "parameters": schema}}
+
+
+def _check_references(schema: dict[str, Any], place: str) -> None:
+    """Raises: DataError for a `$ref` that leaves the schema."""
+    import referencing
+    from referencing.jsonschema import DRAFT202012
+
+    resolver = referencing.Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except referencing.exceptions.Unresolvable:
+            raise DataError(
+                f"{place}: $ref {reference!r} is not in the tool's own parameters; write out there "
+                "what it stands for"
+            ) from None
+
+
+def _references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict) and isinstance(part.get("$ref"), str):
+        yield part["$ref"]
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    for each in parts:
+        yield from _references(each)
 
 
 async def _play(settings: ToolCallSettings, pipeline: Pipeline, scene: Scene) -> list[Sample]:
@@ -199,13 +229,13 @@ def check_turn(
     for call in turn.calls:
         if call.name not in by_name:
             raise Unusable("unknown_tool", call.name[:40])
-        validator = jsonschema.Draft202012Validator(by_name[call.name]["parameters"])
+        schema = by_name[call.name]["parameters"]
+        validator = jsonschema.Draft202012Validator(schema)
         error = next(iter(validator.iter_errors(call.arguments)), None)
         if error is not None:
             raise Unusable("wrong_arguments", error.message[:100])
-        known = by_name[call.name]["parameters"].get("properties", {})
-        unknown = set(call.arguments) - set(known)
-        if unknown:
+        unknown = set(call.arguments) - set(schema.get("properties", {}))
+        if unknown and not _NAMED_ELSEWHERE & schema.keys():
             raise Unusable("unknown_argument", ", ".join(sorted(unknown))[:100])
         if _canonical(call.name, call.arguments) in made:
             raise Unusable("repeated_call", call.name)

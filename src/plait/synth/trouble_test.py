@@ -2,8 +2,10 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -115,6 +117,23 @@ client.create_collection("held", dimension=4)
 print("held", flush=True)
 time.sleep(60)  # killed long before
 """
+
+
+def test_a_new_store_that_another_process_opens_at_the_same_time_is_waited_for(
+    tmp_path, monkeypatch
+):
+    class Locked(sqlite3.Connection):
+        tries = 0
+
+        def execute(self, sql, *arguments):
+            Locked.tries += "journal_mode" in sql
+            if Locked.tries == 1:  # SQLite says so at once, whatever its timeout
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(sql, *arguments)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Locked))
+    ReplyStore(tmp_path / "replies.sqlite").close()
+    assert Locked.tries == 2
 
 
 def test_a_milvus_file_that_is_in_use_is_named(tmp_path):
