@@ -17,9 +17,7 @@ def test_the_key_stays_in_the_environment(monkeypatch):
     monkeypatch.setenv("PLAIT_TEST_KEY", "a secret\r\n")
     assert settings.api_key() == "a secret"
     monkeypatch.setenv("PLAIT_TEST_KEY", "a\nsecret")
-    with pytest.raises(
-        ConfigError, match="PLAIT_TEST_KEY holds characters that no key has"
-    ) as told:
+    with pytest.raises(ConfigError, match="holds characters that no key has") as told:
         settings.api_key()
     assert "secret" not in str(told.value)
 
