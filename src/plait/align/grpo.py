@@ -61,6 +61,8 @@ class PolicyBatch(NamedTuple):
     old_logprobs: Float[Tensor, " T"]
     """Of the sampled tokens, as the engine gave them."""
     advantages: Float[Tensor, " S"]
+    learnt: Float[Tensor, " S"]
+    """0 for answers that `skip_cut_off` leaves out, else 1."""
     reference: Float[Tensor, " T"] | None
     is_fresh: bool
     """True if no update was made since the answers were sampled."""
@@ -94,6 +96,9 @@ def policy_batch(groups: Groups, settings: PolicySettings, is_fresh: bool) -> Po
         )
         for r in rollouts
     ]
+    learnt = torch.tensor(
+        [float(not (settings.skip_cut_off and r.finish_reason == "length")) for r in rollouts]
+    )
     old = [
         logprob
         for r in rollouts
@@ -109,7 +114,7 @@ def policy_batch(groups: Groups, settings: PolicySettings, is_fresh: bool) -> Po
         "answer_tokens": sum(len(r.token_ids) for r in rollouts) / len(rollouts),
     }
     return PolicyBatch(
-        pack(samples), torch.tensor(old), advantages.flatten(), None, is_fresh, figures
+        pack(samples), torch.tensor(old), advantages.flatten(), learnt, None, is_fresh, figures
     )
 
 
@@ -135,7 +140,7 @@ def policy_loss(model: HybridLM, batch: PolicyBatch, settings: PolicySettings) -
         logprobs,
         old,
         batch.advantages.to(device)[answers.documents],
-        torch.ones_like(logprobs),
+        batch.learnt.to(logprobs)[answers.documents],
         answers.documents,
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
@@ -147,7 +152,7 @@ def policy_loss(model: HybridLM, batch: PolicyBatch, settings: PolicySettings) -
     figures["clipped"] = losses.clipped.double().mean()
     figures["kl"] = losses.kl.mean()
     num_tokens = batch.packed.tokens.numel()
-    return LossOutput(losses.losses.sum(), losses.weights.sum(), figures, num_tokens)
+    return LossOutput(losses.losses.sum(), losses.weights.sum().clamp_min(1), figures, num_tokens)
 
 
 class RolloutBatches:

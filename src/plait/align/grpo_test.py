@@ -149,6 +149,20 @@ def test_an_answer_without_a_reward_is_out_of_its_group(groups):
     assert policy_batch(cut, skipping, is_fresh=True).advantages.abs().max() == 0
 
 
+def test_a_cut_off_answer_that_is_skipped_changes_nothing(groups, engine):
+    cut = [[group[0]._replace(finish_reason="length"), *group[1:]] for group in groups]
+    whole = [[group[0]._replace(finish_reason="stop"), *group[1:]] for group in groups]
+    skipping = PolicySettings(skip_cut_off=True, max_logprob_gap=100)
+
+    def loss(answers):
+        return policy_loss(engine.model, policy_batch(answers, skipping, is_fresh=True), skipping)
+
+    num_tokens = sum(group[0].forced.count(False) for group in cut)
+    assert loss(whole).weight - loss(cut).weight == num_tokens
+    none = loss([[r._replace(finish_reason="length") for r in group] for group in groups])
+    assert (none.total, none.weight) == (0, 1)
+
+
 def test_empty_groups_and_rounds_that_nobody_can_judge(groups, caplog):
     with pytest.raises(DataError, match="a group has no rollouts"):
         policy_batch([groups[0], []], POLICY, is_fresh=True)

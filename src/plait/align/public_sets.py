@@ -169,6 +169,20 @@ def _answer(text: str) -> dict[str, Any]:
     return _message("assistant", answer) | ({"reasoning_content": trace} if trace else {})
 
 
+def trace_apart(message: Row) -> Row:
+    """Return a message; an assistant's whose text begins with <think> ... </think>, as many sets
+    have it, with that trace as `reasoning_content`."""
+    text = message.get("content")
+    if (
+        message.get("role") != "assistant"
+        or not isinstance(text, str)
+        or isinstance(message.get("reasoning_content"), str)
+        or not _TRACE.fullmatch(text)
+    ):
+        return message
+    return {**message, **_answer(text)}
+
+
 def _glaive_answer(text: str) -> dict[str, Any]:
     before, tag, call = text.partition("<functioncall>")
     if not tag:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plait.align.public_sets import FORMS, converted
+from plait.align.public_sets import FORMS, converted, trace_apart
 from plait.core.artifact import write_atomic
 from plait.core.config import nearest
 from plait.core.errors import ConfigError, DataError
@@ -127,7 +127,7 @@ def read_records(names: Iterable[str | Path], refusals: Refusals) -> Iterator[di
                     record = {**_as_object(row, place), "id": place}
                     if form and (record := converted(form, record)) is None:
                         continue
-                    yield {**record, "id": place}
+                    yield {**record, **_tools(record, place), "id": place}
 
 
 def _rows(file: Path) -> Iterator[Any]:
@@ -163,8 +163,7 @@ def _columnar_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def _as_object(row: bytes | dict[str, Any], name: str) -> dict[str, Any]:
     if isinstance(row, dict):
-        # Arrow fills in every field that some row has.
-        return {key: value for key, value in row.items() if value is not None}
+        return _without_nulls(row)
     try:
         record = json.loads(row)
     except ValueError as error:
@@ -172,6 +171,32 @@ def _as_object(row: bytes | dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{name}: a row is a JSON object; found {str(record)[:40]}")
     return record
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop the fields, at any depth, that Arrow fills in because some other row has them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _tools(record: Record, name: str) -> dict[str, Any]:
+    """Return the declarations of tools, which many sets carry as JSON text, as in TRL.
+
+    Raises: DataError naming the row if they are no list of objects.
+    """
+    tools = record.get("tools")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+        if isinstance(tools, list):
+            tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
+    except ValueError as error:
+        raise DataError(f"{name}: `tools` is a text that is not JSON: {error}") from None
+    if not tools:
+        return {}
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(f"{name}: `tools` holds a list of declarations, objects with a name")
+    return {"tools": tools}
 
 
 def messages_under(record: Record, key: str) -> list[Message]:
@@ -186,7 +211,7 @@ def messages_under(record: Record, key: str) -> list[Message]:
         raise DataError(f"{name}: needs a list of messages under `{key}`; its keys: {known}")
     if not value or not all(isinstance(m, Mapping) and m.get("role") for m in value):
         raise DataError(f"{name}: `{key}` holds messages, objects with role and content")
-    return value
+    return [trace_apart(message) for message in value]
 
 
 def conversation_messages(record: Record) -> list[Message]:
@@ -198,7 +223,7 @@ def conversation_messages(record: Record) -> list[Message]:
         return messages_under(record, "messages")
     completion = record["completion"]
     if isinstance(completion, str):
-        return [*prompt_messages(record), {"role": "assistant", "content": completion}]
+        return [*prompt_messages(record), trace_apart({"role": "assistant", "content": completion})]
     return [*prompt_messages(record), *messages_under(record, "completion")]
 
 
@@ -228,7 +253,7 @@ def preference_sides(record: Record) -> tuple[list[Message], list[Message], list
         if key == "chosen" and isinstance(text, str) and not text.strip():
             raise DataError(f"{name}: `chosen` is empty")
         if isinstance(text, str):
-            sides.append([{"role": "assistant", "content": text}])
+            sides.append([trace_apart({"role": "assistant", "content": text})])
         else:
             sides.append(messages_under(record, key))
     chosen, rejected = sides

@@ -49,11 +49,14 @@ def test_parquet_as_data_sets_come_from_the_hub(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 
-    rows = [{"messages": [user("Hi"), assistant("Ho")], "tools": "t"}, {"messages": [user("A")]}]
+    rows = [
+        {"messages": [user("Hi"), assistant("Ho")], "tools": '[{"name": "t"}]'},
+        {"messages": [user("A")]},
+    ]
     write_table(pyarrow.Table.from_pylist(rows), tmp_path / "talk.parquet")
     first, second = read_records([tmp_path / "talk.parquet"], Refusals(strict=True))
     assert first["messages"] == rows[0]["messages"]
-    assert first["tools"] == "t"
+    assert first["tools"] == [{"name": "t"}]
     assert "tools" not in second
     (tmp_path / "bad.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match=r"bad\.parquet: not readable"):
@@ -105,6 +108,48 @@ def test_prompt_and_completion_are_a_conversation_too():
         assert conversation_messages(record) == [user("Hi"), assistant("Ho")]
     with pytest.raises(DataError, match="needs a list of messages under `messages`"):
         conversation_messages({"prompt": "Hi"})
+
+
+def test_fields_that_a_table_fills_in_for_other_rows_are_not_there(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    def call(**arguments):
+        function = {"name": "weather", "arguments": arguments}
+        return {"messages": [user("Hi"), assistant("") | {"tool_calls": [{"function": function}]}]}
+
+    rows = [call(city="Rome"), call(ticker="X")]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "talk.parquet")
+    found = read_records([tmp_path / "talk.parquet"], Refusals(strict=True))
+    assert [record["messages"] for record in found] == [row["messages"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ("not json", "`tools` is a text that is not JSON"),
+        ({"name": "f"}, "`tools` holds a list of declarations"),
+        (["f"], "not JSON"),
+    ],
+)
+def test_tools_that_declare_nothing_are_refused(tmp_path, tools, message):
+    row = {"messages": [user("Hi"), assistant("Ho")], "tools": tools}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=f"line 1.*{message}"):
+        list(read_records([tmp_path / "a.jsonl"], Refusals(strict=True)))
+
+
+def test_a_trace_within_the_text_is_a_trace():
+    turn, text = assistant("4") | {"reasoning_content": "2 + 2"}, "<think>\n2 + 2\n</think>\n\n4"
+    for record in (
+        {"messages": [user("Q"), assistant(text)]},
+        {"prompt": "Q", "completion": text},
+        {"prompt": [user("Q")], "completion": [assistant(text)]},
+    ):
+        assert conversation_messages(record) == [user("Q"), turn]
+    sides = {"prompt": "Q", "chosen": text, "rejected": "5"}
+    assert preference_sides(sides) == ([user("Q")], [turn], [assistant("5")])
+    assert conversation_messages({"messages": [user(text), turn]})[0] == user(text)
 
 
 @pytest.mark.parametrize(

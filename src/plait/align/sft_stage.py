@@ -17,7 +17,7 @@ from pydantic import Field
 
 from plait.align.batches import Packing, SampleRows
 from plait.align.generated import GeneratedTasks
-from plait.align.records import Refusals, read_records
+from plait.align.records import Refusals, conversation_messages, read_records
 from plait.align.sft import SampleSet, build_samples
 from plait.align.traces import TraceSettings, with_shorter_traces
 from plait.align.tune import EpochSettings, load_for_tuning, training_metrics, tune
@@ -135,7 +135,7 @@ def _given(
     for record in read_records(
         [source / LEARNT_FILE for source in inputs_of(inputs, "replay")], refusals
     ):
-        draw = mix_seed(settings.seed, "replay", repr(record.get("messages")))
+        draw = mix_seed(settings.seed, "replay", repr(_spoken(record)))
         if draw / 2**63 < settings.replay_share:
             yield record
 
@@ -147,13 +147,21 @@ def check_disjoint(
 
     Raises: DataError naming both records.
     """
-    asked = {_user_text(record.get("messages")): record["id"] for record in conversations}
+    asked = {_user_text(_spoken(record)): record["id"] for record in conversations}
     for question in questions:
         twin = asked.get(_user_text(question["prompt"]))
         if twin is not None:
             raise DataError(
                 f"held-out question {question['id']} is also asked in training ({twin})"
             )
+
+
+def _spoken(record: Mapping[str, Any]) -> Any:
+    """Return a record's messages, whichever form it has; None for one that is refused later."""
+    try:
+        return conversation_messages(record)
+    except DataError:
+        return None
 
 
 def _user_text(messages: Any) -> str:
@@ -165,4 +173,6 @@ def _user_text(messages: Any) -> str:
 
 
 def _write_jsonl(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    write_atomic(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    # Tables may hold dates and the like, which no stage reads.
+    lines = (json.dumps(record, ensure_ascii=False, default=str) for record in records)
+    write_atomic(file, "".join(f"{line}\n" for line in lines))

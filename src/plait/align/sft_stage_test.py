@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from plait.align import sft_stage
+from plait.align.records import conversation_messages
 from plait.align.sft_stage import SftSettings, check_disjoint, run
 from plait.core.errors import ConfigError, DataError
 from plait.core.recipe import read_recipe
@@ -139,21 +140,28 @@ def test_earlier_stages_are_learnt_from_and_their_traces_shortened(base, tmp_pat
         turn = {"role": "assistant", "content": "2", "reasoning_content": "A1\n" * 9}
         return {"messages": [{"role": "user", "content": f"Add {number}."}, turn]}
 
+    def told(number):
+        [question, turn] = talk(number)["messages"]
+        return {"prompt": [question], "completion": [turn]}
+
     made, taught = tmp_path / "synth", tmp_path / "sft"
     for file, first in ((made / "conversations.jsonl", 0), (taught / "data/train.jsonl", 100)):
         file.parent.mkdir(parents=True)
-        file.write_text("".join(json.dumps(talk(first + n)) + "\n" for n in range(60)))
+        file.write_text(
+            "".join(json.dumps((talk, told)[n % 2](first + n)) + "\n" for n in range(60))
+        )
     traces = {"reasoning_off_share": 0.2, "truncated_share": 0.3, "truncated_tokens": [3, 6]}
     settings = parse(chains=None, traces=traces, replay_share=0.5)
     inputs = {"model": base, "conversations": made, "replay": taught}
     metrics = run(settings, inputs, tmp_path / "out")
     learnt = records(tmp_path / "out" / "data" / "train.jsonl")
     assert metrics["samples"] == len(learnt)
-    replayed = [r for r in learnt if int(r["messages"][0]["content"][4:-1]) >= 100]
+    talks = [conversation_messages(record) for record in learnt]
+    replayed = [talk for talk in talks if int(talk[0]["content"][4:-1]) >= 100]
     assert len(learnt) - len(replayed) == 60
     assert 18 <= len(replayed) <= 42
     tokenizer = Tokenizer.from_directory(base / "model")
-    found = [r["messages"][1].get("reasoning_content") for r in learnt]
+    found = [talk[1].get("reasoning_content") for talk in talks]
     lengths = [0 if trace is None else len(tokenizer.encode_plain(trace)) for trace in found]
     whole = max(lengths)
     assert whole > 6
@@ -167,7 +175,10 @@ def test_a_held_out_question_in_the_training_data_stops_the_stage():
         return {"id": id_, key: [{"role": "user", "content": text}]}
 
     train = [record("t1", "messages", "Add A, B."), record("t2", "messages", "Add A, C.")]
+    train.append({"id": "t3", "prompt": "Add A, D.", "completion": "1"})
     check_disjoint(train, [record("q1", "prompt", "Add B, A.")])
+    with pytest.raises(DataError, match=r"held-out question q3 .* \(t3\)"):
+        check_disjoint(train, [record("q3", "prompt", "Add A, D.")])
     with pytest.raises(DataError, match=r"held-out question q2 .* \(t2\)"):
         # Letters' case and white space do not make another question.
         check_disjoint(train, [record("q2", "prompt", " add A,\nC. ")])

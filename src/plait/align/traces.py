@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from plait.align.records import Message, conversation_messages
 from plait.core.config import Settings
+from plait.core.errors import DataError, RequestError
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
 
@@ -72,7 +73,10 @@ def _shortened(message: Message, length: int, tokenizer: Tokenizer) -> Message:
         return message
     if not length:
         return {key: value for key, value in message.items() if key != "reasoning_content"}
-    ids = tokenizer.encode_plain(trace)
+    try:
+        ids = tokenizer.encode_plain(trace)
+    except RequestError as error:
+        raise DataError(f"a trace: {error}") from None
     if len(ids) <= length:
         return message
     # a character may be cut in the middle

@@ -38,7 +38,14 @@ def attempt_sample(
         raise RequestError("an answer begins with a turn of the assistant")
     if len(answer) == 1:
         return sample_of([*prompt, *answer], tools, tokenizer)
-    thinking = isinstance(answer[0].get("reasoning_content"), str)
+    turns = [message for message in answer if message.get("role") == "assistant"]
+    traced = {isinstance(turn.get("reasoning_content"), str) for turn in turns}
+    if len(traced) > 1:
+        raise RequestError(
+            "some turns of the answer have reasoning_content and others none; give all or none (an "
+            "empty one where nothing was thought)"
+        )
+    thinking = traced == {True}
     ids = tokenizer.encode_conversation(prompt, tools=tools, enable_thinking=thinking)
     weights = [0.0] * len(ids)
     for is_turn, messages in groupby(answer, lambda message: message.get("role") == "assistant"):

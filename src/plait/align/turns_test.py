@@ -38,6 +38,12 @@ def test_a_trace_stays_where_a_server_would_drop_it(tokenizer):
     assert "gone now" in learnt(sample, tokenizer)
 
 
+def test_turns_with_and_without_a_trace_cannot_be_of_one_answer(tokenizer):
+    traced = [{**ANSWER[0], "reasoning_content": "it must go"}, *ANSWER[1:]]
+    with pytest.raises(RequestError, match="some turns of the answer have reasoning_content"):
+        attempt_sample(PROMPT, traced, None, tokenizer)
+
+
 def test_what_follows_a_turn_is_what_the_template_prints(tokenizer):
     between = following_ids(tokenizer, [ANSWER[1]], thinking=False)
     whole = tokenizer.render([*PROMPT, CALL, ANSWER[1]], enable_thinking=False)

@@ -1,9 +1,12 @@
+import inspect
 import os
 import signal
 
 import pytest
 
+from plait.align.rollout import AskSettings
 from plait.align.verify import Job, Outcome, VerifierPool
+from plait.grade.program import grade_program
 
 VERIFIERS = """
 import os, time
@@ -69,3 +72,8 @@ def test_a_worker_killed_between_two_answers_is_replaced_and_a_polite_signal_ign
         process.kill()
         process.join()
         assert pool.grade([job]) == [Outcome(1.0, "correct")]
+
+
+def test_a_program_that_never_ends_is_wrong_before_its_verifier_is_given_up():
+    limits = inspect.signature(grade_program).parameters["limits"].default
+    assert limits.wall_s < AskSettings().verify_timeout_s

@@ -16,7 +16,7 @@ from plait.grade.score import Score
 _WRAPPED = r"[\s*_$(\[{]*(?:\\(?:text|mathrm|mathbf|textbf)\{)?[\s(]*([A-Z])"
 _END = r"(?![\w'’])"
 _STATED = re.compile(
-    rf"(?i:\banswer\s*(?:is|:)[\s:*]*(?:option|choice)?){_WRAPPED}{_END}(?!\s+[a-z])"
+    rf"(?i:\banswer\s*(?:is|:)[\s:*]*(?:option|choice)?){_WRAPPED}{_END}(?!(?<=[AI])\s+[a-z])"
 )
 _ALONE = re.compile(rf"^{_WRAPPED}(?:[\s*_$)\]}}.]*$|[*]*[).:])", re.MULTILINE)
 _BOXED = re.compile(rf"(?i:option|choice)?{_WRAPPED}{_END}")

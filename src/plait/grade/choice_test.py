@@ -22,6 +22,7 @@ from plait.grade.choice import extract_choice, grade_choice
         "**Answer:** B",
         "ANSWER IS: **B**",
         "The answer is option B",
+        "A) x\nC) z\nThe answer is B because y is prime",
         "I think A.\nFinal answer: $B$",
         r"so \boxed{B}",
         r"\boxed{A}, no: $\boxed{\text{(B)}}$",

@@ -35,7 +35,7 @@ def grade_program(
     reference: str,
     answer: str,
     *,
-    limits: Limits = Limits(),  # noqa: B008 (a constant)
+    limits: Limits = Limits(wall_s=5.0, cpu_s=5),  # noqa: B008 (a constant)
     allow_unsandboxed: bool = False,
 ) -> Score:
     """Score 1 if the program passes every test, else 0 with the first failure.
