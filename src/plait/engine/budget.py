@@ -64,7 +64,7 @@ def thinking_limits(params: SamplingParams, num_close_tokens: int) -> ThinkingLi
     """
     budget, deadline = params.max_thinking_tokens, None
     if budget is not None:
-        grace = params.budget_grace_tokens if params.budget_rule == "newline" else 0
+        grace = params.budget_grace_tokens if budget and params.budget_rule == "newline" else 0
         deadline = budget + grace
     bounded = budget is not None or params.min_answer_tokens
     if bounded and params.max_tokens is not None:

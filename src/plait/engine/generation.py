@@ -56,6 +56,7 @@ class Generation:
         self._max_tokens = _room(self.prompt_ids, params, vocabulary, max_context)
         ends = frozenset() if params.ignore_eos else vocabulary.end_ids
         self._stop_ids = ends | set(params.stop_token_ids)
+        self._stop_id_list = torch.tensor(sorted(self._stop_ids), dtype=torch.int64)
         self._uniforms = _uniforms(params)
         self._edits = LogitEdits(params, self.prompt_ids, num_ids)
         self._matcher = vocabulary.grammars.matcher(params.grammar) if params.grammar else None
@@ -68,7 +69,10 @@ class Generation:
         last_turn = vocabulary.last_turn(self.prompt_ids)
         self.thinking = Thinking(
             phase_after(last_turn),
-            thinking_limits(params, vocabulary.num_close_tokens),
+            thinking_limits(
+                params.model_copy(update={"max_tokens": self._max_tokens}),
+                vocabulary.num_close_tokens,
+            ),
             on_new_line=last_turn.endswith(b"\n"),
         )
         self._force()
@@ -204,7 +208,7 @@ class Generation:
         if self._matcher is not None:
             bans.append(vocabulary.bans.beginning_answer(self.thinking))
         elif len(self.token_ids) < params.min_tokens:
-            bans.append(vocabulary.end_id_list)
+            bans.append(self._stop_id_list)
         return [ids for ids in bans if ids is not None]
 
     def _append(

@@ -101,9 +101,10 @@ class Loop:
             generation.next_tokens(count)
             for generation, count in zip(generations, prefill.counts, strict=True)
         ]
-        if not any(each.params.prompt_logprobs for each in generations):
+        scored = [each.params.prompt_logprobs for each in generations]
+        if not any(scored):
             return self._runner.prefill(prefill.first_row, pieces)
-        rows = self._runner.prefill_scored(prefill.first_row, pieces)
+        rows = self._runner.prefill_scored(prefill.first_row, pieces, scored)
         for generation, logits in zip(generations, rows, strict=True):
             if generation.params.prompt_logprobs:
                 _score(generation, logits, self._num_ids)

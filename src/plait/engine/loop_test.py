@@ -158,6 +158,16 @@ def test_min_tokens_hold_back_the_end():
     completion, _ = run("ab", PLAIN, min_tokens=6)
     assert len(completion.token_ids) == 7
     assert completion.text.startswith("ab")
+    [stop] = FAKE.encode_plain("c")
+    completion, _ = run("abcdefghij", PLAIN, min_tokens=6, stop_token_ids=(stop,))
+    assert len(completion.token_ids) >= 6
+
+
+def test_a_top_k_beyond_any_number_keeps_all_and_harms_nobody(model, tokenizer):
+    engine = Engine(model, tokenizer)
+    params = [SamplingParams(max_tokens=5, seed=1, top_k=top_k) for top_k in (0, 10**400)]
+    first, second = engine.generate(["a b", "a b"], params)
+    assert first.token_ids == second.token_ids
 
 
 def test_decoding_leaves_no_tensor_behind(model, tokenizer):

@@ -77,11 +77,17 @@ class Runner:
         ends = torch.tensor(list(itertools.accumulate(map(len, pieces))), device=self.device)
         return self._read_packed(first_row, pieces, ends - 1)
 
-    def prefill_scored(self, first_row: int, pieces: list[list[int]]) -> list[Tensor]:
-        """Do what `prefill` does, but return the logits of every token, (T, V) per row."""
-        counts = [len(piece) for piece in pieces]
-        places = torch.arange(sum(counts), device=self.device)
-        return list(self._read_packed(first_row, pieces, places).split(counts))
+    def prefill_scored(
+        self, first_row: int, pieces: list[list[int]], scored: list[bool]
+    ) -> list[Tensor]:
+        """Do what `prefill` does, but return the logits (T, V) of every token of `scored` rows."""
+        ends = list(itertools.accumulate(map(len, pieces)))
+        places = [
+            range(end - (len(piece) if all_ else 1), end)
+            for end, piece, all_ in zip(ends, pieces, scored, strict=True)
+        ]
+        wanted = torch.tensor([*itertools.chain.from_iterable(places)], device=self.device)
+        return list(self._read_packed(first_row, pieces, wanted).split([*map(len, places)]))
 
     def _read(self, first_row: int, pieces: list[list[int]]) -> Tensor:
         tokens = torch.tensor(pieces, device=self.device)

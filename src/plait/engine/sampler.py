@@ -121,8 +121,11 @@ def _draw(
 ) -> Int[Tensor, " S"]:
     if not native.takes(logits, dtypes=(torch.float32,)):
         return _inverse_cdf(filtered_probabilities(logits, params), uniforms)
-    rows = zip(params, uniforms, strict=True)
-    settings = [(p.temperature, p.top_k, p.top_p, p.min_p, uniform) for p, uniform in rows]
+    most = logits.shape[1]  # a larger top_k says the same, and need not fit a number of C
+    settings = [
+        (each.temperature, min(each.top_k, most), each.top_p, each.min_p, uniform)
+        for each, uniform in zip(params, uniforms, strict=True)
+    ]
     tokens = torch.empty(len(logits), dtype=torch.int64)
     doubles = torch.tensor(settings, dtype=torch.float64)
     native.call("sample", logits.dtype, logits.contiguous(), doubles, tokens, *logits.shape)

@@ -126,11 +126,17 @@ class Scheduler:
     def prefill(self, budget: int) -> Prefill | None:
         """Let waiting requests in and return what to read now, `budget` tokens at most."""
         counts: list[int] = []
+        num_scorable = _SCORED_TOKENS
         row = self.num_decoding
         while row < len(self.running) or self._seat_next():
-            count = self._piece(self.running[row], budget - sum(counts))
+            left, job = budget - sum(counts), self.running[row]
+            if job.generation.params.prompt_logprobs:
+                left = min(left, num_scorable)
+            count = self._piece(job, left)
             if not count:
                 break
+            if job.generation.params.prompt_logprobs:
+                num_scorable -= count
             counts.append(count)
             row += 1
         if not counts:
@@ -172,8 +178,6 @@ class Scheduler:
     def _piece(self, job: Job, budget: int) -> int:
         """Return how many tokens a row reads next: up to a place to store, else whole blocks."""
         generation = job.generation
-        if generation.params.prompt_logprobs:
-            budget = min(budget, _SCORED_TOKENS)
         end = generation.num_fed + min(budget, generation.num_pending)
         if job.places and job.places[0] <= end:
             end = job.places[0]

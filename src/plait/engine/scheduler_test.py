@@ -232,6 +232,17 @@ def test_scored_prompts_are_read_as_a_whole():
     assert scored.num_cached_tokens == 0
 
 
+def test_of_prompts_that_are_scored_only_so_much_is_read_at_once():
+    simulation = Simulation(8, 400, 0, 2048)
+    params = SamplingParams(max_tokens=1, prompt_logprobs=True)
+    for number in range(4):
+        prompt = [LETTER + number] * 100
+        simulation.scheduler.submit(Generation(prompt, params, WORDS, 1000))
+    simulation.scheduler.submit(generation([LETTER] * 1000))
+    prefill = simulation.scheduler.prefill(2048)
+    assert sum(prefill.counts[:4]) <= 256
+
+
 def test_stored_prefixes_give_way_least_recently_used_first():
     simulation = Simulation(1, 100, 2, 512)
     first, second = chat(2), [MARK, *[LETTER + 9] * 60, MARK, LETTER]

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from plait.engine.engine import Engine
-from plait.engine.fakes_test import NAMES, conversations, run
+from plait.engine.fakes_test import FAKE, NAMES, TRACE, ScriptedModel, conversations, run, script
 from plait.engine.request import Grammar, SamplingParams
 
 
@@ -33,6 +33,21 @@ def test_hard_rule_is_exact(budget):
     assert forced == 3 + budget % 2
     # The close is read at once: as a part of the prompt or as one chunk.
     assert model.num_forwards == len(completion.token_ids) - forced
+
+
+def test_a_budget_of_nothing_gives_no_trace_where_the_prompt_ends_in_the_tag():
+    completion, _ = run(
+        "abc def " * 9, prompt="Assistant\n<think>", max_thinking_tokens=0, max_tokens=90
+    )
+    assert completion.num_reasoning_tokens == 0
+    assert completion.well_formed
+
+
+def test_a_trace_is_closed_in_time_where_only_the_context_bounds_the_answer():
+    prompt, whole = script(0, TRACE, "abc " * 60)
+    engine = Engine(ScriptedModel(FAKE, whole), FAKE, max_context=64)
+    params = SamplingParams(temperature=0, max_thinking_tokens=40)
+    assert engine.generate([prompt], params)[0].well_formed
 
 
 def test_a_trace_that_ends_by_itself_is_left_alone():

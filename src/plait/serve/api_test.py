@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field
 
 from plait.engine.text import decode
 from plait.serve.conftest import HELLO, MODEL
+from plait.serve.forms import chat_grammar
+from plait.serve.schema import ChatRequest
 
 NO_THINK = {"chat_template_kwargs": {"enable_thinking": False}}
 SHORT = {"max_thinking_tokens": 4, "budget_rule": "hard"}
@@ -280,6 +282,17 @@ def test_json_and_tools_may_be_offered_together(client):
     assert message.content == "7" or message.tool_calls
 
 
+def test_json_beside_tools_has_no_free_white_space(tiny):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    for tools in (None, TOOLS):
+        request = ChatRequest(messages=HELLO, tools=tools, response_format=form)
+        matcher = tiny.engine._vocabulary.grammars.matcher(chat_grammar(request))
+        brace, line = (tiny.engine.tokenizer.encode_plain(text)[0] for text in "{\n")
+        matcher.consume(brace)
+        assert not matcher.allowed()[line]
+
+
 # ---- plain completions ----
 
 
@@ -316,6 +329,36 @@ def test_echo_scores_the_prompt(client, tiny):
     ).choices
     assert bare.text == "hello User Assistant"
     assert len(bare.logprobs.tokens) == len(ids)
+
+
+def test_an_echo_without_an_answer_tells_of_no_token(client):
+    fields = {"model": MODEL, "prompt": "hello so", "max_tokens": 0, "echo": True}
+    whole = client.completions.create(**fields, extra_body={"return_token_ids": True})
+    assert whole.usage.completion_tokens == 0
+    assert whole.choices[0].token_ids == []
+    *_, last, spent = client.completions.create(
+        **fields, stream=True, stream_options={"include_usage": True}
+    )
+    assert last.choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    assert spent.usage.completion_tokens == 0
+
+
+def test_offsets_of_tokens_point_into_the_text_streamed_or_not(client):
+    fields = {"model": MODEL, "prompt": "hé", "max_tokens": 40, "logprobs": 1, "seed": 3}
+    [whole] = client.completions.create(**fields, temperature=1).choices
+    scores = whole.logprobs
+    for token, offset in zip(scores.tokens, scores.text_offset, strict=True):
+        if not token.startswith(("bytes:", "<")):
+            assert whole.text[offset:].startswith(token)
+    for token, own, top in zip(
+        scores.tokens, scores.token_logprobs, scores.top_logprobs, strict=True
+    ):
+        assert top[token] == own
+    chunks = client.completions.create(**fields, temperature=1, stream=True)
+    pieces = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert [each for piece in pieces for each in piece.text_offset] == scores.text_offset
+    [echo] = client.completions.create(**fields | {"max_tokens": 1}, echo=True).choices
+    assert echo.logprobs.text_offset[:2] == [0, 1]
 
 
 @pytest.mark.parametrize("prompt", ["hello", "<SPECIAL_11>Assistant\n<think>\n"])

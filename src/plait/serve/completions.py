@@ -6,7 +6,7 @@ may be token ids.
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from plait.core.errors import RequestError
@@ -14,7 +14,7 @@ from plait.data.tokenizer import Tokenizer
 from plait.engine.request import Completion, Delta
 from plait.engine.text import TextSection, num_held_bytes
 from plait.serve.forms import answer_form
-from plait.serve.logprobs import TokenNames
+from plait.serve.logprobs import TextOffsets, TokenNames
 from plait.serve.schema import CompletionRequest, StreamOptions
 from plait.serve.usage import usage
 from plait.serve.worker import Answers, Ask, Update
@@ -77,13 +77,15 @@ class CompletionAnswer:
             for index, update in enumerate(updates)
             if update.delta.completion is not None
         ]
-        return self._head | {"choices": choices, "usage": usage(answers, dict(enumerate(updates)))}
+        spent = self._usage(answers, dict(enumerate(updates)))
+        return self._head | {"choices": choices, "usage": spent}
 
     async def chunks(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
         """Yield the chunks of a request that streams."""
         latest: dict[int, Update] = {}
         stop = self._request.stop
         stops = (stop,) if isinstance(stop, str) else stop or ()
+        self._offsets = [TextOffsets(self._names) for _ in answers.tickets]
         texts = [RawText(self._tokenizer.token_bytes, stops) for _ in answers.tickets]
         if self._request.echo:
             for ticket in answers.tickets:
@@ -92,10 +94,18 @@ class CompletionAnswer:
             latest[index] = update
             chunk = self._piece(index, texts[index], update.delta)
             if self._options.continuous_usage_stats:
-                chunk["usage"] = usage(answers, latest)
+                chunk["usage"] = self._usage(answers, latest)
             yield chunk
         if self._options.include_usage:
-            yield self._head | {"choices": [], "usage": usage(answers, latest)}
+            yield self._head | {"choices": [], "usage": self._usage(answers, latest)}
+
+    def _usage(self, answers: Answers, latest: Mapping[int, Update]) -> dict[str, Any]:
+        if self._drops_output:
+            latest = {
+                index: update._replace(delta=update.delta._replace(num_tokens=0))
+                for index, update in latest.items()
+            }
+        return usage(answers, latest)
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         request = self._request
@@ -109,32 +119,41 @@ class CompletionAnswer:
         if request.return_token_ids:
             choice |= {
                 "prompt_token_ids": completion.prompt_ids,
-                "token_ids": completion.token_ids,
+                "token_ids": [] if self._drops_output else completion.token_ids,
             }
         return choice
 
     def _logprobs(self, completion: Completion) -> dict[str, Any]:
         tokens: list[int] = []
         logprobs: list[float | None] = []
+        offsets: list[int] = []
+        counter = TextOffsets(self._names)
         tops: list[Any] = []
         if self._request.echo:
             tokens += completion.prompt_ids
+            offsets += counter.take(completion.prompt_ids, shows_special=True)
             logprobs += completion.prompt_logprobs or []
             tops += completion.prompt_top_logprobs or []
         if not self._drops_output:
             tokens += completion.token_ids
+            offsets += counter.take(completion.token_ids)
             logprobs += completion.logprobs or []
             tops += completion.top_logprobs or []
-        return self._names.plain(tokens, logprobs, tops if self._request.logprobs else None, 0)
+        return self._names.plain(
+            tokens, logprobs, tops if self._request.logprobs else None, offsets
+        )
 
     def _piece(self, index: int, text: "RawText", delta: Delta) -> dict[str, Any]:
-        offset = text.num_characters
         piece = "" if self._drops_output else text.take(delta)
         logprobs = None
         if self._request.logprobs is not None:
             tops = delta.top_logprobs if self._request.logprobs else None
-            logprobs = self._names.plain(delta.token_ids, delta.logprobs, tops, offset)
-        reason = None if delta.completion is None else delta.completion.finish_reason
+            logprobs = self._names.plain(
+                delta.token_ids, delta.logprobs, tops, self._offsets[index].take(delta.token_ids)
+            )
+        reason = None
+        if delta.completion is not None:
+            reason = "length" if self._drops_output else delta.completion.finish_reason
         return self._chunk(index, piece, logprobs=logprobs, finish_reason=reason)
 
     def _prompt_text(self, prompt_ids: Sequence[int]) -> str:

@@ -151,6 +151,24 @@ def test_a_step_that_fails_as_a_whole_ends_its_requests_and_not_the_server(caplo
     assert "a step of the engine failed" in caplog.text
 
 
+def test_an_engine_that_cannot_even_be_tidied_up_refuses_what_comes_next(caplog):
+    """As after an illegal access to memory, when a GPU does nothing more for its process."""
+    engine = tiny_engine()
+    with serving(engine) as running:
+
+        def broken(*_, **__):
+            raise RuntimeError("an illegal memory access was encountered")
+
+        engine.step = engine.cancel = broken
+        assert post(running.url, {"messages": HELLO}).status_code == 500
+        again = post(running.url, {"messages": HELLO})
+        assert again.status_code == 500
+        assert "the engine has stopped: an illegal memory access" in error_of(again)["message"]
+        assert httpx2.get(running.url + "/health").status_code == 503
+        assert running.worker.num_open == 0
+    assert "restart the server" in caplog.text
+
+
 def test_answers_go_on_while_a_long_prompt_becomes_tokens(monkeypatch):
     engine = tiny_engine()
     encode, may_go_on, is_busy = engine.tokenizer.encode, threading.Event(), threading.Event()

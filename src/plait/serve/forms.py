@@ -40,7 +40,7 @@ def chat_grammar(request: ChatRequest) -> Grammar | None:
                 'tool_choice "none" or leave one of them out'
             )
         return _lark(
-            f"json_answer | {_calls(request)}", tools, f"\njson_answer: %json {form.source}"
+            f"json_answer | {_calls(request)}", tools, f"\njson_answer: %json {_tight(form.source)}"
         )
     if form is not None:
         raise RequestError(
@@ -137,6 +137,14 @@ def _calls(request: ChatRequest) -> str:
 def _lark(start: str, tools: Sequence[Tool], rules: str = "") -> Grammar:
     calls = " | ".join(f"%json {json.dumps(_call_schema(tool))}" for tool in tools)
     return Grammar(kind="lark", source=f"start: {start}\ncall: {calls}{rules}\n")
+
+
+def _tight(schema: str) -> str:
+    """Return a schema that allows no free white space."""
+    value = json.loads(schema)
+    if not isinstance(value, dict):
+        return schema
+    return json.dumps({"x-guidance": {"whitespace_flexible": False}, **value})
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Log-probabilities in the two forms that OpenAI's API has."""
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ class TokenNames:
             return piece.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes of a token."""
+        return self._bytes[token]
 
     def is_special(self, token: int) -> bool:
         """True for tokens that stand for no text."""
@@ -53,27 +58,24 @@ class TokenNames:
         tokens: Sequence[int],
         logprobs: Sequence[float | None],
         top_logprobs: Sequence[Sequence[TokenLogprob]] | None,
-        offset: int,
+        offsets: Sequence[int],
     ) -> dict[str, Any]:
-        """Return the `logprobs` of a plain completion; `offset`: characters before its first
-        token."""
+        """Return the `logprobs` of a plain completion; `offsets`: where its tokens begin."""
         names = [self.name(token) for token in tokens]
-        offsets = []
-        for name in names:
-            offsets.append(offset)
-            offset += len(name)
         tops = None
         if top_logprobs is not None:
-            tops = [
-                {self.name(each.token_id): each.logprob for each in top} or None
-                for top in top_logprobs
-            ]
+            rows = zip(names, logprobs, top_logprobs, strict=True)
+            # The token itself is always among them, as in OpenAI's API.
+            tops = [self._by_name(top) | {name: own} if top else None for name, own, top in rows]
         return {
             "tokens": names,
             "token_logprobs": list(logprobs),
             "top_logprobs": tops,
-            "text_offset": offsets,
+            "text_offset": list(offsets),
         }
+
+    def _by_name(self, top: Sequence[TokenLogprob]) -> dict[str, float | None]:
+        return {self.name(each.token_id): each.logprob for each in top}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         return {
@@ -81,3 +83,26 @@ class TokenNames:
             "logprob": logprob,
             "bytes": list(self._bytes[token]),
         }
+
+
+class TextOffsets:
+    """Where tokens begin in the text, in characters; one that begins within a character begins
+    where that does."""
+
+    def __init__(self, names: TokenNames) -> None:
+        self._names = names
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._end = 0
+
+    def take(self, tokens: Sequence[int], *, shows_special: bool = False) -> list[int]:
+        """Return the offsets of the next tokens; an echoed prompt shows its special tokens."""
+        offsets = []
+        for token in tokens:
+            piece = self._names.bytes_of(token)
+            if piece and piece[0] >> 6 != 0b10:  # what stands before it can become no character now
+                self._end += len(self._decoder.decode(b"", final=True))
+            offsets.append(self._end)
+            self._end += len(self._decoder.decode(piece))
+            if not piece and shows_special:
+                self._end += len(self._names.name(token))
+        return offsets

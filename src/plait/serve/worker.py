@@ -122,13 +122,14 @@ class Worker:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._tickets: list[Ticket] = []
         self._closed = False
+        self._broken: Exception | None = None
         self._events: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="plait-engine", daemon=True)
 
     @property
     def is_alive(self) -> bool:
         """True while requests are served."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self._broken is None
 
     def start(self) -> None:
         """Start the thread; called on the event loop that will submit."""
@@ -176,8 +177,9 @@ class Worker:
 
     def _run(self) -> None:
         while not self._closed:
-            self._obey(wait=not self.engine.has_work)
-            if self.engine.has_work and not self._closed:
+            runs = self.engine.has_work and self._broken is None
+            self._obey(wait=not runs)
+            if self._broken is None and self.engine.has_work and not self._closed:
                 try:
                     self.engine.step()
                 except Exception as error:
@@ -205,6 +207,8 @@ class Worker:
     ) -> None:
         error = None
         try:
+            if self._broken is not None:
+                raise ServerError(f"the engine has stopped: {self._broken}")
             for number, ask in enumerate(asks):
                 for params in ask.params:
                     handle = self.engine.submit(ask.prompt_ids, params)
@@ -244,8 +248,12 @@ class Worker:
 
     def _fail_all(self, error: Exception) -> None:
         """End every request with an error, since nobody knows whose fault it is."""
-        for ticket in self._tickets:
-            self.engine.cancel(ticket.handle)
+        try:
+            for ticket in self._tickets:
+                self.engine.cancel(ticket.handle)
+        except Exception as problem:
+            log.exception("the engine cannot be used any more: restart the server")
+            self._broken = problem
         self._finish([(ticket, _unexpected(error)) for ticket in self._tickets])
 
     def _deliver(self) -> None:
