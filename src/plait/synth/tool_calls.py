@@ -128,14 +128,15 @@ def _declaration(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def _check_references(schema: dict[str, Any], place: str) -> None:
     """Raises: DataError for a `$ref` that leaves the schema."""
-    import referencing
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
-    resolver = referencing.Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
     for reference in _references(schema):
         try:
             resolver.lookup(reference)
-        except referencing.exceptions.Unresolvable:
+        except Unresolvable:
             raise DataError(
                 f"{place}: $ref {reference!r} is not in the tool's own parameters; write out there "
                 "what it stands for"
