@@ -185,18 +185,20 @@ def _tools(record: Record, name: str) -> dict[str, Any]:
 
     Raises: DataError naming the row if they are no list of objects.
     """
-    tools = record.get("tools")
+    if "tools" not in record:
+        return {}
+    tools = record["tools"]
     try:
-        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+        if isinstance(tools, str):
+            tools = json.loads(tools) if tools.strip() else None
         if isinstance(tools, list):
             tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
     except ValueError as error:
         raise DataError(f"{name}: `tools` is a text that is not JSON: {error}") from None
-    if not tools:
-        return {}
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    declares = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    if tools and not declares:
         raise DataError(f"{name}: `tools` holds a list of declarations, objects with a name")
-    return {"tools": tools}
+    return {"tools": tools or None}
 
 
 def messages_under(record: Record, key: str) -> list[Message]:

@@ -133,8 +133,11 @@ def test_fields_that_a_table_fills_in_for_other_rows_are_not_there(tmp_path):
     ],
 )
 def test_tools_that_declare_nothing_are_refused(tmp_path, tools, message):
-    row = {"messages": [user("Hi"), assistant("Ho")], "tools": tools}
+    row = {"messages": [user("Hi"), assistant("Ho")], "tools": " "}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    [record] = read_records([tmp_path / "a.jsonl"], Refusals(strict=True))
+    assert not record["tools"]
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | {"tools": tools}))
     with pytest.raises(DataError, match=f"line 1.*{message}"):
         list(read_records([tmp_path / "a.jsonl"], Refusals(strict=True)))
 

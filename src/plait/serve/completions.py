@@ -85,14 +85,14 @@ class CompletionAnswer:
         latest: dict[int, Update] = {}
         stop = self._request.stop
         stops = (stop,) if isinstance(stop, str) else stop or ()
-        self._offsets = [TextOffsets(self._names) for _ in answers.tickets]
+        offsets = [TextOffsets(self._names) for _ in answers.tickets]
         texts = [RawText(self._tokenizer.token_bytes, stops) for _ in answers.tickets]
         if self._request.echo:
             for ticket in answers.tickets:
                 yield self._chunk(ticket.index, self._prompt_text(ticket.handle.prompt_ids))
         async for index, update in answers.updates():
             latest[index] = update
-            chunk = self._piece(index, texts[index], update.delta)
+            chunk = self._piece(index, texts[index], offsets[index], update.delta)
             if self._options.continuous_usage_stats:
                 chunk["usage"] = self._usage(answers, latest)
             yield chunk
@@ -143,14 +143,15 @@ class CompletionAnswer:
             tokens, logprobs, tops if self._request.logprobs else None, offsets
         )
 
-    def _piece(self, index: int, text: "RawText", delta: Delta) -> dict[str, Any]:
+    def _piece(
+        self, index: int, text: "RawText", offsets: TextOffsets, delta: Delta
+    ) -> dict[str, Any]:
         piece = "" if self._drops_output else text.take(delta)
         logprobs = None
         if self._request.logprobs is not None:
             tops = delta.top_logprobs if self._request.logprobs else None
-            logprobs = self._names.plain(
-                delta.token_ids, delta.logprobs, tops, self._offsets[index].take(delta.token_ids)
-            )
+            places = offsets.take(delta.token_ids)
+            logprobs = self._names.plain(delta.token_ids, delta.logprobs, tops, places)
         reason = None
         if delta.completion is not None:
             reason = "length" if self._drops_output else delta.completion.finish_reason
@@ -169,8 +170,7 @@ class RawText:
     `Completion.text`."""
 
     def __init__(self, token_bytes: Sequence[bytes], stops: Sequence[str]) -> None:
-        self.num_characters = 0
-        """Characters given out so far."""
+        self._num_characters = 0
         self._token_bytes = token_bytes
         self._stops = [stop.encode() for stop in stops]
         self._output = bytearray()
@@ -180,11 +180,11 @@ class RawText:
     def take(self, delta: Delta) -> str:
         """Take the next tokens and return the text that is now certain."""
         if delta.completion is not None:
-            text = delta.completion.text[self.num_characters :]
+            text = delta.completion.text[self._num_characters :]
         else:
             self._output += b"".join(self._token_bytes[token] for token in delta.token_ids)
             end = len(self._output) - num_held_bytes(self._output, self._stops)
             text = self._section.feed(bytes(self._output[self._num_read : end]))
             self._num_read = max(self._num_read, end)
-        self.num_characters += len(text)
+        self._num_characters += len(text)
         return text
