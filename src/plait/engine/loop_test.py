@@ -161,6 +161,8 @@ def test_min_tokens_hold_back_the_end():
     [stop] = FAKE.encode_plain("c")
     completion, _ = run("abcdefghij", PLAIN, min_tokens=6, stop_token_ids=(stop,))
     assert len(completion.token_ids) >= 6
+    completion, _ = run("ab", PLAIN, min_tokens=6, max_tokens=8, ignore_eos=True)
+    assert len(completion.token_ids) == 8
 
 
 def test_a_top_k_beyond_any_number_keeps_all_and_harms_nobody(model, tokenizer):

@@ -80,11 +80,12 @@ class Runner:
     def prefill_scored(
         self, first_row: int, pieces: list[list[int]], scored: list[bool]
     ) -> list[Tensor]:
-        """Do what `prefill` does, but return the logits (T, V) of every token of `scored` rows."""
+        """Do what `prefill` does, but return the logits (T, V) of every token of `scored` rows;
+        of the others those of the last."""
         ends = list(itertools.accumulate(map(len, pieces)))
         places = [
-            range(end - (len(piece) if all_ else 1), end)
-            for end, piece, all_ in zip(ends, pieces, scored, strict=True)
+            range(end - (len(piece) if is_scored else 1), end)
+            for end, piece, is_scored in zip(ends, pieces, scored, strict=True)
         ]
         wanted = torch.tensor([*itertools.chain.from_iterable(places)], device=self.device)
         return list(self._read_packed(first_row, pieces, wanted).split([*map(len, places)]))

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-import torch
-
 from plait.core.config import shortened
 from plait.core.errors import ConfigError, RequestError
 from plait.data.tokenizer import Tokenizer
@@ -36,7 +34,6 @@ class Vocabulary:
         self.end_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_turn_id, *end_ids})
         """Tokens that end an output: end of turn, end of text and what the model's files add."""
         self.bans = TagBans(self.token_bytes, self.end_ids)
-        self.end_id_list = torch.tensor(sorted(self.end_ids))
         self.grammars = GrammarCompiler(
             self.token_bytes, tokenizer.end_of_turn_id, self.end_ids, tokenizer.encode_plain
         )
