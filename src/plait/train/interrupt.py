@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, wrote a checkpoint and stopped.
+    """Training was asked to stop, wrote a checkpoint of its steps and stopped.
 
     A KeyboardInterrupt, so that nothing that handles errors takes it for one (exit code 130).
     """
@@ -47,7 +47,7 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
         self._restore()
         logger.warning(
-            "%s: finishing this step, then writing a checkpoint; once more to stop at once",
+            "%s: finishing this step or evaluation, then a checkpoint; once more to stop at once",
             self.signal_name,
         )
 

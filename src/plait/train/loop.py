@@ -108,7 +108,8 @@ def train(
     """Train in place until `settings.schedule.num_steps`, resuming if `out` holds a checkpoint.
 
     Writes `out/metrics.jsonl` and `out/checkpoints/`. The first SIGINT or SIGTERM ends the run
-    after a checkpoint; the second kills it. Evaluations leave the random generators as they were.
+    after the step, checkpoint or evaluation it came in, the last ones included, and a checkpoint;
+    the second kills it. Evaluations leave the random generators as they were.
     Raises: Interrupted when asked to stop; DivergedError, DataError when a step cannot be made;
     CheckpointError when a checkpoint cannot be used.
     """
@@ -119,14 +120,25 @@ def train(
     position = resume(checkpoints, model, optimizer, batches)
     metrics = Metrics(out / "metrics.jsonl", position.step)
     began = time.monotonic() - position.elapsed_s
+    saved = position.step  # the start needs no checkpoint
     with StopRequest() as stop, Progress(settings.description, unit="tokens") as progress:
         progress.resume(position.tokens)
         while True:
+            # One thing at a time, and before each a look at whether to stop.
             step = position.step
+            stopping = parallel.any_process(stop.signal_name is not None)
+            if step > saved and (stopping or settings.checkpoints_at(step)):
+                keep = settings.keep_checkpoints
+                save_checkpoint(checkpoints, position, model, optimizer, batches, keep)
+                saved = step
+                continue
+            if stopping:
+                raise _interrupted(stop.signal_name, step, newest(checkpoints))
             due = settings.evaluates_at(step) and step not in metrics.evaluations
             if evaluate is not None and due:
                 with _random_state_kept():
                     metrics.write_evaluation(step, evaluate(model, step))
+                continue
             if step >= schedule.num_steps:
                 return TrainResult(position, metrics.last, metrics.evaluations)
 
@@ -157,15 +169,12 @@ def train(
             progress.total = position.tokens / position.step * schedule.num_steps
             progress.advance(sums.num_tokens, f"loss {sums.total / sums.weight:.3f}")
 
-            stopping = parallel.any_process(stop.signal_name is not None)
-            if stopping or settings.checkpoints_at(position.step):
-                keep = settings.keep_checkpoints
-                save_checkpoint(checkpoints, position, model, optimizer, batches, keep)
-            if stopping:
-                raise Interrupted(
-                    f"stopped by {stop.signal_name or 'another process'} after step "
-                    f"{position.step}; run again to go on from {newest(checkpoints)}"
-                )
+
+def _interrupted(signal_name: str | None, step: int, checkpoint: Path | None) -> Interrupted:
+    return Interrupted(
+        f"stopped by {signal_name or 'another process'} after step {step}; run again to go on "
+        f"from {checkpoint or 'the start'}"
+    )
 
 
 def _diverged(problem: str, checkpoint: Path | None) -> DivergedError:

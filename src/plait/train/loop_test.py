@@ -38,7 +38,7 @@ def evaluate(model, step):
     return {"score": float(torch.rand(()) * 0 + model.head.detach().abs().sum())}
 
 
-def run(out, loss=toy_loss, **changes):
+def run(out, loss=toy_loss, evaluate=evaluate, **changes):
     torch.manual_seed(5)
     model = Toy()
     chosen = settings(**{"evaluate_every_steps": 3} | changes)
@@ -90,6 +90,34 @@ def test_first_signal_finishes_the_step_and_checkpoints(tmp_path, uninterrupted,
     assert [line["step"] for line in lines(tmp_path / "out") if "loss" in line] == [1, 2, 3]
     model, _ = run(tmp_path / "out")
     assert (weights(model), lines(tmp_path / "out")) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("step", "place"), [(0, "the start"), (3, ".*step_00000003"), (6, ".*step_00000006")]
+)
+def test_a_signal_during_an_evaluation_stops_after_it(tmp_path, uninterrupted, step, place):
+    def interrupted(model, now):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(model, now)
+
+    with pytest.raises(Interrupted, match=f"after step {step}; run again to go on from {place}$"):
+        run(tmp_path / "out", evaluate=interrupted)
+    assert lines(tmp_path / "out")[-1].keys() == {"step", "eval.score"}
+    model, _ = run(tmp_path / "out")
+    assert (weights(model), lines(tmp_path / "out")) == uninterrupted
+
+
+def test_a_signal_during_the_last_checkpoint_is_not_forgotten(tmp_path, monkeypatch):
+    def interrupt(directory, position, *others):
+        save_checkpoint(directory, position, *others)
+        if position.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    save_checkpoint = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", interrupt)
+    with pytest.raises(Interrupted, match="after step 6"):
+        train(Toy(), ToyBatches(), toy_loss, settings(), tmp_path)
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path):
