@@ -92,13 +92,15 @@ class PretrainSettings(LoopSettings):
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule in steps."""
+        """The schedule in steps: where each part begins and ends is rounded, not its length, so
+        that parts which add up to the whole still do."""
+        end, decay_begin = self.total_tokens, self.total_tokens - self.decay_tokens
         return Schedule(
-            num_steps=max(1, self._steps(self.total_tokens)),
+            num_steps=max(1, self._steps(end)),
             learning_rate=self.learning_rate,
             min_learning_rate=self.min_learning_rate,
             warmup_steps=self._steps(self.warmup_tokens),
-            decay_steps=self._steps(self.decay_tokens),
+            decay_steps=self._steps(end) - self._steps(decay_begin),
             decay_shape=self.decay_shape,
         )
 

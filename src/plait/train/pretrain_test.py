@@ -148,6 +148,18 @@ def test_contradictions_are_named(trained, inputs, tmp_path):
         parse(warmup_tokens=9 * 96)
 
 
+@pytest.mark.parametrize("warmup_steps", [0.4, 2.4, 2.5, 3.5, 6.6])
+def test_warmup_and_decay_may_fill_the_run(warmup_steps):
+    warmup_tokens = round(warmup_steps * 96)
+    for total_tokens in (10 * 96 - 40, 10 * 96, 10 * 96 + 44):
+        lengths = {"warmup_tokens": warmup_tokens, "decay_tokens": total_tokens - warmup_tokens}
+        schedule = parse(total_tokens=total_tokens, **lengths).schedule
+        assert schedule.warmup_steps + schedule.decay_steps == schedule.num_steps == 10
+    assert parse(total_tokens=9, warmup_tokens=0, decay_tokens=0).schedule.decay_steps == 0
+    with pytest.raises(ConfigError, match=r"warm-up \(0 steps\) and decay \(11 steps\)"):
+        parse(warmup_tokens=0, decay_tokens=11 * 96)
+
+
 def test_an_inline_model_and_bfloat16_train(inputs, tmp_path):
     table = ModelSpec.preset("test").model_dump(exclude={"vocab_size"}) | {"pattern": "M-"}
     short = {"total_tokens": 2 * 96, "warmup_tokens": 0, "decay_tokens": 0}
