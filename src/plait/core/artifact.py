@@ -51,14 +51,27 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+    replaced = path.with_name(f".{path.name}.replaced")
     if path.exists():
-        replaced = path.with_name(f".{path.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
-        temporary.rename(path)
-        shutil.rmtree(replaced)
-    else:
-        temporary.rename(path)
+    temporary.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def settle_directories(parent: Path, pattern: str) -> None:
+    """Remove what killed `atomic_directory`s left beside their targets `parent`/`pattern`.
+
+    A version that a new one had not yet taken the place of is put back. Nobody may be writing.
+    """
+    for replaced in parent.glob(f".{pattern}.replaced"):
+        target = parent / replaced.name.removeprefix(".").removesuffix(".replaced")
+        if target.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(target)
+    for partial in parent.glob(f".{pattern}.partial"):
+        shutil.rmtree(partial)
 
 
 def file_digest(path: Path) -> str:

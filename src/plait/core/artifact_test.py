@@ -1,6 +1,6 @@
 import pytest
 
-from plait.core.artifact import atomic_directory, write_atomic, write_json
+from plait.core.artifact import atomic_directory, settle_directories, write_atomic, write_json
 
 
 def test_write_replaces_whole_files(tmp_path):
@@ -38,4 +38,24 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
     assert (target / "sub" / "file").read_text() == "one"
     build("two")
     assert (target / "sub" / "file").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_kill_left_is_settled(tmp_path):
+    """The old version comes back where no new one stands; what is half-written goes."""
+    for name in (".a.replaced", ".a.partial", ".b.replaced", "b", ".c.partial", ".other.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    settle_directories(tmp_path, "[a-c]")
+    assert {path.name: (path / "file").read_text() for path in tmp_path.iterdir()} == {
+        "a": ".a.replaced",
+        "b": "b",
+        ".other.partial": ".other.partial",
+    }
+
+
+def test_a_directory_written_again_leaves_no_older_version(tmp_path):
+    (tmp_path / ".model.replaced").mkdir()  # of a kill between the two renames
+    with atomic_directory(tmp_path / "model"):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

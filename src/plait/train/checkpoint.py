@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plait.core.artifact import atomic_directory, file_digest, write_json
+from plait.core.artifact import atomic_directory, file_digest, settle_directories, write_json
 from plait.core.errors import CheckpointError
 from plait.train import parallel
 
@@ -86,6 +86,7 @@ def save_checkpoint(
 def resume(directory: Path, model: nn.Module, optimizer: Optimizer, batches: Resumable) -> Position:
     """Restore the newest whole checkpoint; the start of the run if there is none.
 
+    What kills left half-written is removed.
     Raises: CheckpointError if every checkpoint is damaged, or one belongs to another model.
     """
     folder = parallel.agreed(_newest_whole(directory) if parallel.is_main() else None)
@@ -118,6 +119,7 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def _newest_whole(directory: Path) -> Path | None:
+    settle_directories(directory, "step_*")
     folders = _folders(directory)
     for folder in reversed(folders):
         problem = _problem(folder)

@@ -71,6 +71,19 @@ def test_a_kill_before_any_disk_operation_changes_nothing(tmp_path, monkeypatch)
         shutil.rmtree(out)
 
 
+def test_what_kills_left_of_other_steps_is_removed_at_the_next_start(tmp_path):
+    want = run(tmp_path)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step_00000004", folder / ".step_00000003.partial")
+    # Killed between the two renames of a replacement: this is the only copy.
+    (folder / "step_00000004").rename(folder / ".step_00000004.replaced")
+    metrics = tmp_path / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    assert run(tmp_path) == want
+    assert metrics.stat().st_mtime_ns == before  # no step was made again
+    assert [path.name for path in folder.iterdir()] == ["step_00000004"]
+
+
 def test_a_checkpoint_holds_masters_moments_and_places(tmp_path):
     torch.manual_seed(5)
     model = Toy()
