@@ -7,9 +7,10 @@
         state.json               step, tokens, time, place of the loader, digests of the files above
 
 A folder gets its name only when it is complete, so a kill leaves the previous one; one damaged
-later (truncated disk, bad copy) is seen by its digests, reported and passed over for the one
-before. The learning rate is a function of the step and is not stored. These folders are for
-resuming; the product of a run is a Hugging Face directory, written by the stage.
+later (truncated disk, bad copy) is seen by its digests, reported and given up for the one before:
+it is removed, unless none is whole. The learning rate is a function of the step and is not stored.
+These folders are for resuming; the product of a run is a Hugging Face directory, written by the
+stage.
 """
 
 import json
@@ -86,7 +87,7 @@ def save_checkpoint(
 def resume(directory: Path, model: nn.Module, optimizer: Optimizer, batches: Resumable) -> Position:
     """Restore the newest whole checkpoint; the start of the run if there is none.
 
-    What kills left half-written is removed.
+    What kills left half-written is removed, and so are damaged checkpoints after that one.
     Raises: CheckpointError if every checkpoint is damaged, or one belongs to another model.
     """
     folder = parallel.agreed(_newest_whole(directory) if parallel.is_main() else None)
@@ -120,15 +121,19 @@ def _folders(directory: Path) -> list[Path]:
 
 def _newest_whole(directory: Path) -> Path | None:
     settle_directories(directory, "step_*")
-    folders = _folders(directory)
-    for folder in reversed(folders):
+    damaged: list[Path] = []
+    for folder in reversed(_folders(directory)):
         problem = _problem(folder)
         if problem is None:
+            for later in damaged:  # else they would pass for the newest, and for ones to keep
+                logger.warning("removing %s", later)
+                shutil.rmtree(later)
             return folder
         logger.warning("%s is damaged (%s); trying the checkpoint before it", folder, problem)
-    if folders:
+        damaged.append(folder)
+    if damaged:
         raise CheckpointError(
-            f"{directory}: all {len(folders)} checkpoints are damaged; restore one from a copy, or "
+            f"{directory}: all {len(damaged)} checkpoints are damaged; restore one from a copy, or "
             "delete this folder to train from the start"
         )
     return None

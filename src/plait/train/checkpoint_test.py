@@ -1,5 +1,7 @@
+import math
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from safetensors.torch import load_file
 
 from plait.train import checkpoint
 from plait.train.conftest import Toy, ToyBatches, lines, settings, toy_loss, weights
-from plait.train.loop import train
+from plait.train.interrupt import Interrupted
+from plait.train.loop import DivergedError, train
 from plait.train.metrics import Metrics
 
 
@@ -82,6 +85,34 @@ def test_what_kills_left_of_other_steps_is_removed_at_the_next_start(tmp_path):
     assert run(tmp_path) == want
     assert metrics.stat().st_mtime_ns == before  # no step was made again
     assert [path.name for path in folder.iterdir()] == ["step_00000004"]
+
+
+def test_a_damaged_checkpoint_is_neither_named_nor_counted(tmp_path):
+    def train_on(loss):
+        torch.manual_seed(5)
+        chosen = settings(10, checkpoint_every_steps=5, accumulation=1)
+        return train(Toy(), ToyBatches(), loss, chosen, tmp_path)
+
+    def diverging(model, tokens):
+        output = toy_loss(model, tokens)
+        return output._replace(total=output.total * math.nan)
+
+    def stopping(model, tokens):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return toy_loss(model, tokens)
+
+    train_on(toy_loss)
+    file = tmp_path / "checkpoints" / "step_00000010" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4])
+    with pytest.raises(DivergedError, match=r"last good checkpoint: .*step_00000005\."):
+        train_on(diverging)
+    with pytest.raises(Interrupted, match=r"go on from .*step_00000006"):
+        train_on(stopping)
+    kept = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step_00000005", "step_00000006"]
+    train_on(toy_loss)
+    assert file.read_bytes() == whole
 
 
 def test_a_checkpoint_holds_masters_moments_and_places(tmp_path):
