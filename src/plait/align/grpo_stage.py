@@ -132,7 +132,7 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         )
     metrics = training_metrics(result) | {"prompts": float(len(prompts))}
     metrics["rows_refused"] = float(len(refusals.reasons))
-    metrics["max_logprob_gap"] = largest_gap(out / "metrics.jsonl")
+    metrics |= largest_gap(out / "metrics.jsonl")
     chosen = result.position.step
     if settings.choose_step and tests:
         chosen = examiner.restore_best()
@@ -145,11 +145,13 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     return metrics
 
 
-def largest_gap(file: Path) -> float:
-    """Return the largest difference between trainer and engine, in log-probabilities of sampled
-    tokens, that any step of a run has recorded."""
-    steps = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return max(step.get("max_logprob_gap", 0.0) for step in steps)
+def largest_gap(file: Path) -> dict[str, float]:
+    """Return, as `max_logprob_gap`, the largest difference between trainer and engine, in
+    log-probabilities of sampled tokens, that any step of a run has recorded, if one has."""
+    name = "max_logprob_gap"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    gaps = [step[name] for step in map(json.loads, lines) if name in step]
+    return {name: max(gaps)} if gaps else {}
 
 
 class _Sampler:

@@ -252,6 +252,10 @@ def test_a_run_killed_in_mid_round_resumes_to_the_same_model(base_model, tmp_pat
         run(chosen, {"model": base_model}, tmp_path / "killed")
     monkeypatch.setattr(grpo_stage, "policy_loss", policy_loss)
     run(chosen, {"model": base_model}, tmp_path / "killed")
+    (tmp_path / "killed" / "metrics.jsonl").unlink()
+    left = run(chosen, {"model": base_model}, tmp_path / "killed")
+    assert left["steps"] == 4
+    assert not left.keys() & {"loss", "max_logprob_gap"}
     for name in ("model/model.safetensors", "rollouts/round_000001.jsonl"):
         digests = {
             sha256((tmp_path / run_ / name).read_bytes()).digest() for run_ in ("whole", "killed")

@@ -151,12 +151,8 @@ def _plain(settings: TuneSettings) -> Any:
 
 
 def training_metrics(result: TrainResult) -> dict[str, float]:
-    """Return what every tuned stage reports: steps, tokens, speed, and its last step's figures."""
+    """Return what every tuned stage reports: steps, tokens, speed, and its last step's figures, if
+    they are known."""
     skipped = {"step", "tokens", "tokens_per_s", "elapsed_s", "learning_rate", "grad_norm"}
     last = {name: float(value) for name, value in result.last.items() if name not in skipped}
-    return {
-        "steps": float(result.position.step),
-        "tokens": float(result.position.tokens),
-        "tokens_per_s": result.position.tokens / result.position.elapsed_s,
-        **last,
-    }
+    return result.summary() | last

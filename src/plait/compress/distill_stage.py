@@ -24,7 +24,7 @@ from plait.model.init import init_weights
 from plait.model.lm import HybridLM
 from plait.train import parallel
 from plait.train.fit import fit, load_masters, session
-from plait.train.loop import Batches, LoopSettings, LossFunction, TrainResult, TrainSettings
+from plait.train.loop import Batches, LoopSettings, LossFunction, TrainSettings
 from plait.train.precision import Precision, set_precision
 from plait.train.schedule import Schedule
 
@@ -148,7 +148,7 @@ def distill(
         del teacher
         plan = TrainSettings.of(settings, settings.schedule, "distill")
         result = fit(student, batches, loss, plan, out, student_directory)
-    return _summary(result)
+    return result.summary()
 
 
 def _teacher(settings: DistillSettings, directory: Path) -> HybridLM:
@@ -172,12 +172,3 @@ def _lesson(
         store(teacher, settings.batches(source), num_batches, settings.teacher_top_k, folder)
     parallel.any_process(False)  # the others wait for the files
     return stored_loss, Taught(batches, folder)
-
-
-def _summary(result: TrainResult) -> dict[str, float]:
-    return {
-        "steps": float(result.position.step),
-        "tokens": float(result.position.tokens),
-        "tokens_per_s": result.position.tokens / result.position.elapsed_s,
-        "loss": result.last["loss"],
-    }

@@ -87,9 +87,19 @@ class TrainResult(NamedTuple):
     position: Position
     """Steps, tokens and wall time."""
     last: dict[str, Any]
-    """Line of the last step as in metrics.jsonl: loss, grad_norm, ..."""
+    """Line of the last step as in metrics.jsonl (loss, grad_norm, ...); empty if that is lost."""
     evaluations: dict[int, dict[str, float]]
     """Scores by step."""
+
+    def summary(self) -> dict[str, float]:
+        """Return steps, tokens, speed and the last step's loss, the latter if it is known."""
+        loss = {"loss": float(self.last["loss"])} if self.last else {}
+        return {
+            "steps": float(self.position.step),
+            "tokens": float(self.position.tokens),
+            "tokens_per_s": self.position.tokens / self.position.elapsed_s,
+            **loss,
+        }
 
 
 class DivergedError(PlaitError):

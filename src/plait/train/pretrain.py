@@ -159,17 +159,10 @@ def _model(settings: PretrainSettings, inputs: dict[str, Path], tokenizer: Token
 
 
 def _summary(result: TrainResult) -> dict[str, float]:
-    """Flatten the end of the run, with the first evaluation beside the last."""
-    position, scores = result.position, result.evaluations
-    before = {f"{name}_before": value for name, value in scores[min(scores)].items()}
-    return {
-        "steps": float(position.step),
-        "tokens": float(position.tokens),
-        "tokens_per_s": position.tokens / position.elapsed_s,
-        "loss": result.last["loss"],
-        **scores[max(scores)],
-        **before,
-    }
+    """Flatten the end of the run, with the first evaluation, if it is known, beside the last."""
+    scores = result.evaluations
+    before = {f"{name}_before": value for name, value in scores.get(0, {}).items()}
+    return result.summary() | scores[result.position.step] | before
 
 
 def _spec(model: str | dict[str, Any], **fields: int) -> ModelSpec:

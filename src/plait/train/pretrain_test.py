@@ -1,4 +1,5 @@
 import json
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -121,6 +122,14 @@ def test_killed_training_resumes_to_the_same_model(trained, inputs, tmp_path, mo
     assert {k: v for k, v in again.items() if k not in clock} == {
         k: v for k, v in trained[1].items() if k not in clock
     }
+
+
+def test_a_finished_run_without_its_metrics_leaves_them_out(trained, inputs, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained[0], out)
+    (out / "metrics.jsonl").unlink()
+    lost = {"loss", "bits_per_byte.sums_before", "bits_per_byte.songs_before"}
+    assert run(parse(), inputs, out) == {k: v for k, v in trained[1].items() if k not in lost}
 
 
 def test_a_later_phase_starts_from_the_model_before(trained, inputs, tmp_path):
