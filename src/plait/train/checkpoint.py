@@ -43,6 +43,8 @@ class Position(NamedTuple):
     """Tokens run through the model, by all processes."""
     elapsed_s: float = 0.0
     """Wall time so far, over all sessions."""
+    steps_s: float = 0.0
+    """Of it, the time of the steps themselves: no evaluations, no checkpoints."""
 
 
 @runtime_checkable
@@ -103,7 +105,8 @@ def resume(directory: Path, model: nn.Module, optimizer: Optimizer, batches: Res
         _load_optimizer_state(model, optimizer, load_file(folder / "optimizer.safetensors"))
     _load_random_state(load_file(folder / "random.safetensors"))
     batches.load_state(state["batches"])
-    position = Position(**state["position"])
+    # Checkpoints of earlier versions have the whole time only.
+    position = Position(**{"steps_s": state["position"]["elapsed_s"]} | state["position"])
     logger.info("resuming after step %d from %s", position.step, folder)
     return position
 

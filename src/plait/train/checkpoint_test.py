@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import shutil
@@ -135,6 +136,20 @@ def test_a_checkpoint_holds_masters_moments_and_places(tmp_path):
     assert {float(moments[f"{name}::step"]) for name in ("embedding", "norm", "head")} == {4.0}
     masters = load_file(folder / "model.safetensors")
     assert {name: t.numpy().tobytes() for name, t in masters.items()} == weights(model)
+
+
+def test_a_checkpoint_without_the_time_of_steps_is_used(tmp_path):
+    """As earlier versions wrote them."""
+    run(tmp_path)
+    file = tmp_path / "checkpoints" / "step_00000004" / "state.json"
+    state = json.loads(file.read_text())
+    del state["position"]["steps_s"]
+    file.write_text(json.dumps(state))
+    torch.manual_seed(5)
+    chosen = settings(num_steps=4, accumulation=1)
+    result = train(Toy(), ToyBatches(), toy_loss, chosen, tmp_path)
+    elapsed_s = state["position"]["elapsed_s"]
+    assert result.summary()["tokens_per_s"] == pytest.approx(4 * 13 / elapsed_s)
 
 
 def test_metrics_lines_after_the_checkpoint_and_half_lines_are_cut(tmp_path):

@@ -92,12 +92,12 @@ class TrainResult(NamedTuple):
     """Scores by step."""
 
     def summary(self) -> dict[str, float]:
-        """Return steps, tokens, speed and the last step's loss, the latter if it is known."""
+        """Return steps, tokens, the speed of the steps and the last one's loss, if it is known."""
         loss = {"loss": float(self.last["loss"])} if self.last else {}
         return {
             "steps": float(self.position.step),
             "tokens": float(self.position.tokens),
-            "tokens_per_s": self.position.tokens / self.position.elapsed_s,
+            "tokens_per_s": self.position.tokens / self.position.steps_s,
             **loss,
         }
 
@@ -163,7 +163,9 @@ def train(
             optimizer.step()
 
             now = time.monotonic()
-            position = Position(step + 1, position.tokens + sums.num_tokens, now - began)
+            step_s = now - step_began
+            tokens, steps_s = position.tokens + sums.num_tokens, position.steps_s + step_s
+            position = Position(step + 1, tokens, now - began, steps_s)
             metrics.write_step(
                 {
                     "step": position.step,
@@ -172,7 +174,7 @@ def train(
                     **sums.metrics,
                     "learning_rate": rate,
                     "grad_norm": grad_norm,
-                    "tokens_per_s": sums.num_tokens / (now - step_began),
+                    "tokens_per_s": sums.num_tokens / step_s,
                     "elapsed_s": position.elapsed_s,
                 }
             )

@@ -2,6 +2,7 @@ import logging
 import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -153,6 +154,21 @@ def test_a_finished_run_is_returned_as_it_was(tmp_path, uninterrupted):
     first, second = run(tmp_path / "out"), run(tmp_path / "out", crashing_at(1))
     assert weights(first[0]) == weights(second[0]) == uninterrupted[0]
     assert first[1] == second[1]
+
+
+def test_the_speed_of_a_run_is_that_of_its_steps(tmp_path):
+    def slow(model, step):
+        time.sleep(0.05)
+        return evaluate(model, step)
+
+    with pytest.raises(Crash):
+        run(tmp_path, crashing_at(11), evaluate=slow)
+    _, result = run(tmp_path, evaluate=slow)
+    steps = [line for line in lines(tmp_path, timed=True) if "loss" in line]
+    steps_s = sum(2 * 13 / line["tokens_per_s"] for line in steps)
+    assert result.position.steps_s == pytest.approx(steps_s)
+    assert result.position.elapsed_s > steps_s + 2 * 0.05
+    assert result.summary()["tokens_per_s"] == pytest.approx(6 * 2 * 13 / steps_s)
 
 
 def test_a_kill_between_checkpoint_and_evaluation_makes_the_evaluation_up(tmp_path, uninterrupted):
