@@ -46,9 +46,10 @@ class Weights(NamedTuple):
 
 
 def takes(projected: Tensor, weights: Weights) -> bool:
-    """Say whether the native form may compute: float32 weights, and gradients are wanted."""
+    """Say whether the native form may compute (B, T, ...): float32 weights, gradients wanted."""
     return (
-        torch.is_grad_enabled()
+        projected.ndim == 3
+        and torch.is_grad_enabled()
         and projected.requires_grad
         and conv_native.takes(projected, weights.taps.t())
         and native.takes(*weights, dtypes=(torch.float32,))

@@ -83,6 +83,7 @@ def test_only_training_takes_it():
     assert not mamba_native.takes(projected.detach(), weights)
     with torch.no_grad():
         assert not mamba_native.takes(projected, weights)
+    assert not mamba_native.takes(projected[0], weights)
     with native.off():
         assert not mamba_native.takes(projected, weights)
     assert not mamba_native.takes(projected, weights._replace(D=weights.D.double()))

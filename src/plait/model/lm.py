@@ -118,8 +118,10 @@ class HybridLM(nn.Module):
         state, row b (or document s of a packed row) continues row b (s) of the state, which is
         updated in place; a state is for inference, so nothing is recorded for autograd then.
 
-        Raises: ValueError if shapes contradict each other, CapacityError if the state is full.
+        Raises: ValueError if tokens are no batch of integers or shapes contradict each other,
+        CapacityError if the state is full.
         """
+        _check_batch(tokens)
         dtype = self.compute_dtype or self.backbone.embeddings.weight.dtype
         documents = None if cu_seqlens is None else Documents(cu_seqlens.to(tokens.device))
         if state is None:
@@ -129,3 +131,13 @@ class HybridLM(nn.Module):
             hidden = self.backbone(tokens, context, dtype)
             state.lengths += num_new
         return hidden
+
+
+def _check_batch(tokens: Tensor) -> None:
+    # Native kernels read by pointer what these axes say: without one they would read anything.
+    is_batch = tokens.ndim == 2 and tokens.numel() > 0
+    if not is_batch or tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; give token ids as integers "
+            "(B, T), at least one; add a batch axis to a single row: tokens[None]"
+        )

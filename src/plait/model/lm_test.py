@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -131,6 +132,26 @@ def test_logits_for_picks_flat_positions(random_model):
         full, picked = model(tokens), model(tokens, logits_for=positions)
     assert picked.shape == (3, spec.vocab_size)
     torch.testing.assert_close(picked, full.view(18, -1)[positions])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.tensor([5, 6, 7]), r"torch.int64 of shape \(3,\).*\(B, T\).*add a batch axis"),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), r"shape \(1, 2, 3\)"),
+        (torch.zeros(1, 3), r"tokens are torch.float32 of shape \(1, 3\); give token ids as int"),
+        (torch.zeros(1, 0, dtype=torch.int64), r"shape \(1, 0\).*at least one"),
+        (torch.zeros(0, 3, dtype=torch.int64), r"shape \(0, 3\).*at least one"),
+    ],
+)
+def test_what_is_no_batch_of_token_ids_is_refused(random_model, tokens, message):
+    model = random_model(ModelSpec.preset("test"), torch.float32)
+    # without the checks of types that only tests have
+    hidden = inspect.unwrap(HybridLM.hidden)
+    with pytest.raises(ValueError, match=message):
+        hidden(model, tokens)
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        hidden(model, tokens)
 
 
 # ---- packed rows ----
