@@ -52,7 +52,7 @@ def causal_conv(
     which may be shorter than W, or empty. Inputs before a sequence's first token are its initial
     state, or zero; its final state is the initial state of what follows.
     Numerics: computes in float32 (float64 stays); y and the final state return in x.dtype.
-    Raises: ValueError if `cu_seqlens` or the number of initial states does not fit the rows.
+    Raises: ValueError if `cu_seqlens` or the initial states do not fit the rows.
     Source: agrees with causal_conv1d_fn of causal_conv1d with activation "silu".
     """
     documents = Documents.of(cu_seqlens, x)
@@ -63,8 +63,7 @@ def causal_conv(
 
     if initial_state is None:
         initial_state = x.new_zeros(len(documents), x.shape[2], weight.shape[1] - 1)
-    if len(initial_state) != len(documents):
-        raise ValueError(f"{len(initial_state)} initial states for {len(documents)} sequences")
+    documents.check_states(initial_state, x.shape[2], weight.shape[1] - 1)
     before = initial_state.to(x.dtype).transpose(1, 2).flatten(0, 1)
     if conv_native.takes(flat, taps):
         y, after = conv_native.differentiable(flat, taps, bias, before, documents)

@@ -1,3 +1,4 @@
+import inspect
 import itertools
 
 import pytest
@@ -149,8 +150,18 @@ def test_steps_continue_where_the_whole_ended(dtype, with_bias):
 
 def test_each_sequence_needs_its_initial_state():
     x, weight, bias, state = make_inputs(6, sequences=3)
-    with pytest.raises(ValueError, match="3 initial states for 2 sequences"):
+    with pytest.raises(ValueError, match=r"3 initial states .* for 2 sequences"):
         causal_conv(x, weight, bias, initial_state=state, cu_seqlens=torch.tensor([0, 2, 6]))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (1, 7, 3), (1, 6, 2), (1, 6, 4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_initial_states_of_another_shape_are_refused(dtype, shape):
+    x, weight, bias, _ = make_inputs(9, dtype=dtype)
+    # without the checks of types that only tests have
+    unchecked = inspect.unwrap(causal_conv)
+    with pytest.raises(ValueError, match=r"for 1 sequences; each needs one of shape \(6, 3\)"):
+        unchecked(x, weight, bias, initial_state=torch.zeros(shape, dtype=dtype))
 
 
 def test_memory_is_linear_in_tokens(memory):

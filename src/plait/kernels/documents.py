@@ -62,6 +62,17 @@ class Documents:
     def __len__(self) -> int:
         return len(self.spans)
 
+    def check_states(self, states: Tensor, *shape: int) -> None:
+        """Check that there is one state of this shape per document: kernels read no others.
+
+        Raises: ValueError if there is not.
+        """
+        if states.shape != (len(self), *shape):
+            raise ValueError(
+                f"{len(states)} initial states of shape {tuple(states.shape[1:])} for {len(self)} "
+                f"sequences; each needs one of shape {shape}"
+            )
+
     def derived(self, build: Callable[..., Derived], *arguments: Any) -> Derived:
         """Return `build(self, *arguments)`, computed at the first call only."""
         key = build, *arguments

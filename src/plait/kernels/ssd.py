@@ -92,13 +92,15 @@ def ssd_scan(
     Numerics: computes in the promoted dtype of x and dt, float32 at least; y returns in x.dtype,
     the state in the compute dtype. Differentiable once in all seven tensors; gradients return in
     their tensors' dtypes.
-    Raises: ValueError if H is not a multiple of G, or `cu_seqlens` or the number
-    of initial states does not fit the rows.
+    Raises: ValueError if H is not a multiple of G, or `cu_seqlens` or the initial states do not fit
+    the rows.
     Source: arXiv 2405.21060, section 6.
     """
     if x.shape[2] % B.shape[2]:
         raise ValueError(f"{x.shape[2]} heads are no multiple of {B.shape[2]} groups")
     documents = Documents.of(cu_seqlens, x)
+    if initial_state is not None:
+        documents.check_states(initial_state, *x.shape[2:], B.shape[3])
     arguments = x, dt, A, B, C, D, initial_state
     records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     if chunk_length is None and ssd_native.takes(*arguments):

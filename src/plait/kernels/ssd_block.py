@@ -67,8 +67,6 @@ class ScanInputs(NamedTuple):
         num_sequences = len(self.layout.order)
         if state is None:
             return self.empty_states(num_sequences).zero_()
-        if len(state) != num_sequences:
-            raise ValueError(f"{len(state)} initial states for {num_sequences} sequences")
         return state.to(self.dtype).flatten(2).index_select(0, self.layout.order)
 
     def unranked_state(self, state: Tensor) -> Tensor:

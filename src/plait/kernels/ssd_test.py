@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 
@@ -227,8 +229,18 @@ def test_heads_must_divide_into_groups():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_each_sequence_needs_its_initial_state(dtype):
     x, dt, A, B, C, D, state = make_inputs(6, sequences=3, H=4, P=2, dtype=dtype)
-    with pytest.raises(ValueError, match="3 initial states for 2 sequences"):
+    with pytest.raises(ValueError, match=r"3 initial states .* for 2 sequences"):
         ssd_scan(x, dt, A, B, C, D, initial_state=state, cu_seqlens=torch.tensor([0, 2, 6]))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 12), (1, 4, 3, 12), (1, 4, 2, 13), (1, 4, 12, 2)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_initial_states_of_another_shape_are_refused(dtype, shape):
+    x, dt, A, B, C, D, _ = make_inputs(6, H=4, P=2, dtype=dtype)
+    # without the checks of types that only tests have
+    unchecked = inspect.unwrap(ssd_scan)
+    with pytest.raises(ValueError, match=r"for 1 sequences; each needs one of shape \(4, 2, 12\)"):
+        unchecked(x, dt, A, B, C, D, initial_state=torch.zeros(shape, dtype=dtype))
 
 
 def test_memory_is_linear_in_tokens(memory):

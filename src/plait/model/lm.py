@@ -127,7 +127,7 @@ class HybridLM(nn.Module):
         if state is None:
             return self.backbone(tokens, ForwardContext(documents), dtype)
         with torch.no_grad():
-            context, num_new = continue_state(state, tokens, documents)
+            context, num_new = continue_state(state, self.spec, tokens, documents)
             hidden = self.backbone(tokens, context, dtype)
             state.lengths += num_new
         return hidden

@@ -102,17 +102,13 @@ class HybridState:
     ) -> "HybridState":
         if ssm_dtype is None:
             ssm_dtype = torch.promote_types(dtype, torch.float32)
-        conv_shape = (num_sequences, spec.conv_dim, spec.conv_kernel - 1)
-        ssm_shape = (num_sequences, spec.mamba_num_heads, spec.mamba_head_dim, spec.state_size)
-        kv_shape = (num_blocks, block_tokens, spec.num_key_value_heads, spec.attention_head_dim)
-        mamba, attention = range(spec.num_mamba_layers), range(spec.num_attention_layers)
-        return cls(
-            conv=[torch.empty(conv_shape, dtype=dtype, device=device) for _ in mamba],
-            ssm=[torch.empty(ssm_shape, dtype=ssm_dtype, device=device) for _ in mamba],
-            key=[torch.empty(kv_shape, dtype=dtype, device=device) for _ in attention],
-            value=[torch.empty(kv_shape, dtype=dtype, device=device) for _ in attention],
-            lengths=torch.zeros(num_sequences, dtype=torch.int64),
-        )
+        dtypes = {"conv": dtype, "ssm": ssm_dtype, "key": dtype, "value": dtype}
+        tensors = {
+            name: [torch.empty(shape, dtype=dtypes[name], device=device) for shape in shapes]
+            for name, shapes in _shapes(spec, num_sequences, num_blocks, block_tokens).items()
+        }
+        conv, ssm, key, value = tensors.values()
+        return cls(conv, ssm, key, value, torch.zeros(num_sequences, dtype=torch.int64))
 
     @property
     def num_sequences(self) -> int:
@@ -183,6 +179,35 @@ class HybridState:
                 tensor.index_fill_(0, ids, 0.0)
 
 
+def _shapes(
+    spec: ModelSpec, num_sequences: int, num_blocks: int, block_tokens: int
+) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes of the state's four lists of tensors."""
+    conv = num_sequences, spec.conv_dim, spec.conv_kernel - 1
+    ssm = num_sequences, spec.mamba_num_heads, spec.mamba_head_dim, spec.state_size
+    kv = num_blocks, block_tokens, spec.num_key_value_heads, spec.attention_head_dim
+    num_mamba, num_attention = spec.num_mamba_layers, spec.num_attention_layers
+    return {
+        "conv": [conv] * num_mamba,
+        "ssm": [ssm] * num_mamba,
+        "key": [kv] * num_attention,
+        "value": [kv] * num_attention,
+    }
+
+
+def _check_shapes(state: HybridState, spec: ModelSpec) -> None:
+    # Native kernels read and write states by pointer, in the sizes of the model.
+    num_blocks, block_tokens = state.key[0].shape[:2] if state.key else (0, 0)
+    for name, wanted in _shapes(spec, state.num_sequences, num_blocks, block_tokens).items():
+        found = [tensor.shape for tensor in getattr(state, name)]
+        if found != wanted:
+            raise ValueError(
+                f"the state is not one of this model: its {len(found)} tensors `{name}` have "
+                f"shapes {sorted({*map(tuple, found)})}, the model has {len(wanted)} layers and "
+                f"needs {sorted({*wanted})}; make it with HybridState.empty(model.spec, ...)"
+            )
+
+
 class CachePlaces(NamedTuple):
     """Where the new tokens of one forward call go, for all attention layers alike."""
 
@@ -206,12 +231,14 @@ class ForwardContext(NamedTuple):
 
 
 def continue_state(
-    state: HybridState, tokens: Int[Tensor, "B T"], documents: Documents | None
+    state: HybridState, spec: ModelSpec, tokens: Int[Tensor, "B T"], documents: Documents | None
 ) -> tuple[ForwardContext, Int[Tensor, " S"] | int]:
     """Return the context of a call that continues `state`, and the new tokens of each row.
 
-    Raises: ValueError if rows and documents do not match, CapacityError if there is no room.
+    Raises: ValueError if the state is not one of `spec` or rows and documents do not match,
+    CapacityError if there is no room.
     """
+    _check_shapes(state, spec)
     if documents is None:
         num_rows, num_new = tokens.shape
     else:

@@ -170,6 +170,31 @@ def test_wrong_number_of_rows_is_refused(random_model):
         model(tokens_of(spec, 2, 4), state=empty(spec, 3))
 
 
+@PAGED
+@pytest.mark.parametrize("num_tokens", [1, 40])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mamba_num_heads": 64}, r"3 tensors `conv` have shapes \[\(1, 156, 3\)\]"),
+        ({"conv_kernel": 3}, ". tensors `conv`"),
+        ({"mamba_num_heads": 3, "mamba_head_dim": 20, "num_groups": 1}, ". tensors `conv`"),
+        ({"mamba_num_heads": 12, "mamba_head_dim": 5}, ". tensors `ssm`"),
+        (
+            {"num_key_value_heads": 1},
+            r". tensors `key`.* needs \[\(\d+, \d+, 1, 16\)\]; make it with",
+        ),
+        ({"attention_head_dim": 8}, ". tensors `key`"),
+        ({"pattern": "M-M*-"}, "3 tensors `conv`.* the model has 2 layers"),
+        ({"pattern": "M-M--M"}, "1 tensors `key`.* the model has 0 layers"),
+    ],
+)
+def test_the_state_of_another_model_is_refused(random_model, change, message, num_tokens, is_paged):
+    spec = ModelSpec.preset("test")
+    model = random_model(ModelSpec.preset("test", **change), torch.float32)
+    with pytest.raises(ValueError, match=f"state is not one of this model: its {message}"):
+        model(tokens_of(spec, 1, num_tokens), state=empty(spec, 1, is_paged=is_paged))
+
+
 def test_dtypes_sizes_and_bytes():
     spec = ModelSpec.preset("test")
     state = HybridState.empty(spec, 3, 16, dtype=torch.bfloat16)
