@@ -31,6 +31,15 @@ Message = Mapping[str, Any]
 # contents.
 _CUT_MARK = "\udfff"
 _FIRST_MARK = 0xD800
+# What the template's own code may raise: 1/0, 'x'.index('y'), '{0}'.format(), 5 | dictsort ...
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -108,7 +117,7 @@ class ChatTemplate:
                 enable_thinking=enable_thinking,
                 **self._named,
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise RequestError(f"the chat template refuses this conversation: {error}") from None
         return _cut(text) if continue_final_message else text
 
@@ -153,9 +162,21 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-    # Jinja's own filter escapes HTML characters.
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML characters; these options are those of transformers.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:

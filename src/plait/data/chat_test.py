@@ -216,6 +216,42 @@ def test_bad_conversations_are_refused(tokenizer, messages, options, message):
         tokenizer.render(messages, **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "(ensure_ascii=False)",
+        "(ensure_ascii=True)",
+        "(True, 2)",
+        "(indent=2)",
+        "(separators=(',', ':'))",
+        "(sort_keys=True)",
+        "(ensure_ascii=False, indent=None, separators=None, sort_keys=False)",
+    ],
+)
+def test_templates_write_json_as_in_transformers(options):
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    source = "{{ tools | tojson" + options + " }}"
+    theirs, _ = utils.render_jinja_template([[user("x")]], tools=[ADD], chat_template=source)
+    assert ChatTemplate(source, {}).render([user("x")], tools=[ADD]) == theirs[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 'x'.index('y') }}", "substring not found"),
+        ("{{ '{0}'.format() }}", "out of range"),
+        ("{{ '{a}'.format() }}", "'a'"),
+        ("{{ 5 | dictsort }}", "no attribute 'items'"),
+        ("{{ 'a' + 3 }}", "can only concatenate"),
+    ],
+)
+def test_an_error_within_a_template_is_a_refusal(source, message):
+    with pytest.raises(RequestError, match=f"refuses this conversation: .*{message}"):
+        ChatTemplate(source, {}).render([user("x")])
+
+
 def test_broken_template_is_named():
     with pytest.raises(DataError, match="chat template, line 2"):
         ChatTemplate("x\n{% if %}", {})
