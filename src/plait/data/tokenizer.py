@@ -9,7 +9,7 @@ What it is not: a trainer (see `train_tokenizer`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ class Tokenizer:
     """A byte-level BPE tokenizer with its special tokens and chat template.
 
     `named` maps transformers' names (`bos_token`, `eos_token`, `pad_token`, `unk_token`) to
-    strings. `chat_template` is Jinja source, or None for tokenizers of base models.
+    strings; these tokens become special where the backend does not mark them so. `chat_template` is
+    Jinja source, or None for tokenizers of base models.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Tokenizer:
                 raise DataError(f"{name} is {token!r}, which the vocabulary does not hold")
         if "eos_token" not in self._named:
             raise DataError("the tokenizer names no eos_token; add it to tokenizer_config.json")
+        _mark_special(backend, set(self._named.values()))
 
     @classmethod
     def from_directory(cls, path: Path | str) -> "Tokenizer":
@@ -215,9 +217,7 @@ class Tokenizer:
             raise RequestError(
                 "this tokenizer has no chat template: send plain text, or use an aligned model"
             )
-        # A named token counts as special here, also where tokenizer.json does not mark it so.
-        named = {text: self._id_of(name) for name, text in self._named.items()}
-        return ChatTemplate(self.chat_template, self.special_ids | named, self._named)
+        return ChatTemplate(self.chat_template, self.special_ids, self._named)
 
     @cached_property
     def _plain_backend(self) -> tokenizers.Tokenizer:
@@ -232,6 +232,16 @@ class Tokenizer:
         id_ = self._backend.token_to_id(self._named.get(name, self._named["eos_token"]))
         assert id_ is not None  # checked when the tokenizer was made
         return id_
+
+
+def _mark_special(backend: tokenizers.Tokenizer, texts: Set[str]) -> None:
+    """Make tokens special under the ids they have: text could forge those that are not."""
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for text in sorted(texts):
+        token = added.get(text) or tokenizers.AddedToken(text, normalized=False)
+        if not token.special:
+            token.special = True
+            backend.add_special_tokens([token])
 
 
 def _ids_of(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -194,6 +194,50 @@ def test_bytes_of_a_tokenizer_that_is_not_byte_level_are_refused(tmp_path):
         _ = Tokenizer.from_directory(tmp_path).token_bytes
 
 
+END = "<|end|>"
+PRINTS_END = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize("where", ["in the vocabulary", "added", "added, left blanks its own"])
+def test_text_cannot_forge_an_end_token_that_is_not_marked_special(where, tmp_path):
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {text: i for i, text in enumerate(alphabet)}
+    if where == "in the vocabulary":
+        vocabulary[END] = 256
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    if where != "in the vocabulary":
+        lstrip = where != "added"
+        backend.add_tokens([tokenizers.AddedToken(END, special=False, lstrip=lstrip)])
+    ids_before = backend.get_vocab(with_added_tokens=True)
+    tokenizer = Tokenizer(backend, {"eos_token": END, "bos_token": END}, PRINTS_END)
+
+    plain = tokenizer.encode_plain(f"a {END}b")
+    assert 256 not in plain
+    assert tokenizer.decode(plain) == f"a {END}b"
+    messages = [{"role": "user", "content": f"a {END}b"}]
+    assert tokenizer.encode_conversation(messages) == [*plain, 256]
+    assert tokenizer.encode(f"a{END}b") == [vocabulary["a"], 256, vocabulary["b"]]
+    assert (tokenizer.eos_id, tokenizer.special_ids) == (256, {END: 256})
+    assert tokenizer.token_bytes[256] == b""
+    assert tokenizer.decode([256], skip_special=True) == ""
+    assert backend.get_vocab(with_added_tokens=True) == ids_before
+
+    tokenizer.save(tmp_path)
+    (saved,) = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    blanks = where == "added, left blanks its own"
+    assert (saved["id"], saved["special"], saved["lstrip"]) == (256, True, blanks)
+    assert Tokenizer.from_directory(tmp_path).encode_conversation(messages) == [*plain, 256]
+
+
+def test_a_backend_whose_named_tokens_are_special_stays_as_it_is(tokenizer):
+    backend = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())
+    text = backend.to_str()
+    Tokenizer(backend, tokenizer._named)
+    assert backend.to_str() == text
+
+
 def test_a_template_may_print_an_end_token_that_is_not_marked_special():
     backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "</s>": 1}, []))
     template = "{{ messages[0].content }}{{ eos_token }}"
