@@ -85,9 +85,11 @@ def save(
     copied from the directory `tokenizer_from`. The directory appears whole or not at all; an
     existing model directory is replaced, other files in it are kept.
 
-    Raises: CheckpointError if `directory` holds something that is not a model.
+    Raises: CheckpointError if `directory` is a file or holds something that is not a model.
     """
     target = Path(directory)
+    if target.is_file():
+        raise CheckpointError(f"{target}: is a file; a model is a directory, give a new one")
     if target.exists() and any(target.iterdir()) and not (target / CONFIG_FILE).exists():
         raise CheckpointError(
             f"{target}: is not empty and holds no {CONFIG_FILE}, so it is not a model that may be "

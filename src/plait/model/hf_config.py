@@ -18,6 +18,7 @@ from plait.core.errors import CheckpointError, ConfigError
 from plait.model.spec import ModelSpec
 
 CONFIG_FILE = "config.json"
+PATTERN_KEY = "hybrid_override_pattern"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 # Field of ModelSpec: the names it goes by; the first is the one written.
@@ -98,7 +99,7 @@ def read_spec(source: str | Path) -> ModelSpec:
             f"{path}: no such file; a model is a directory with {CONFIG_FILE} and safetensors, "
             "or a hub id such as nvidia/NVIDIA-Nemotron-Nano-9B-v2"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: not a JSON object, so not the config of a model")
@@ -126,16 +127,20 @@ def spec_from_config(config: dict[str, Any], source: str) -> ModelSpec:
             table[field] = values[0]
         elif ModelSpec.model_fields[field].is_required():
             raise ConfigError(f"{source}: key {' or '.join(map(repr, names))} is missing")
-    if isinstance(table.get("eos_token_id"), list):
+    if isinstance(ends := table.get("eos_token_id"), list):
+        if not ends:
+            raise ConfigError(
+                f"{source}: eos_token_id is []; name one token at least or leave it out"
+            )
         # The first ends a document; further ones end a turn and belong to generation_config.json.
-        table["eos_token_id"] = table["eos_token_id"][0]
+        table["eos_token_id"] = ends[0]
     return ModelSpec.parse(table, source)
 
 
 def config_from_spec(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     """Return the config in the hub's spelling; dtype is a name such as `bfloat16`."""
     config = {names[0]: getattr(spec, field) for field, names in SPELLINGS.items()}
-    config["hybrid_override_pattern"] = spec.pattern
+    config[PATTERN_KEY] = spec.pattern
     config["num_hidden_layers"] = spec.num_layers
     config["torch_dtype"] = dtype
     return dict(sorted((config | FIXED | ADVICE).items()))
@@ -163,15 +168,18 @@ def _refuse_unsupported(config: dict[str, Any], source: str) -> None:
 
 def _read_pattern(config: dict[str, Any], source: str) -> str:
     patterns: dict[str, str] = {}
-    if config.get("hybrid_override_pattern") is not None:
-        patterns["hybrid_override_pattern"] = config["hybrid_override_pattern"]
+    if (pattern := config.get(PATTERN_KEY)) is not None:
+        if not isinstance(pattern, str):
+            raise ConfigError(f"{source}: {PATTERN_KEY} is {pattern!r}; it is a text like 'M-M*-'")
+        patterns[PATTERN_KEY] = pattern
     for key in ("layers_block_type", "layer_types"):
-        if config.get(key) is not None:
-            patterns[key] = "".join(_layer_letter(kind, key, source) for kind in config[key])
+        if (kinds := config.get(key)) is not None:
+            if not isinstance(kinds, list):
+                raise ConfigError(f"{source}: {key} is {kinds!r}; it is a list of layer names")
+            patterns[key] = "".join(_layer_letter(kind, key, source) for kind in kinds)
     if not patterns:
         raise ConfigError(
-            f"{source}: neither hybrid_override_pattern nor layers_block_type says which layers "
-            "the model has"
+            f"{source}: neither {PATTERN_KEY} nor layers_block_type says which layers the model has"
         )
     if len(set(patterns.values())) > 1:
         raise ConfigError(f"{source}: layers are given twice and differ: {patterns}")
@@ -187,8 +195,8 @@ def _read_pattern(config: dict[str, Any], source: str) -> str:
     return pattern
 
 
-def _layer_letter(kind: str, key: str, source: str) -> str:
-    if kind not in LAYER_LETTERS:
+def _layer_letter(kind: Any, key: str, source: str) -> str:
+    if not isinstance(kind, str) or kind not in LAYER_LETTERS:
         raise ConfigError(
             f"{source}: {key} has {kind!r}; allowed are {', '.join(sorted(LAYER_LETTERS))}"
         )

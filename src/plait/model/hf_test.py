@@ -115,6 +115,14 @@ def test_a_folder_that_is_no_model_is_not_replaced(saved, tmp_path):
     assert (tmp_path / "home" / "thesis.txt").read_text() == "dear"
 
 
+def test_a_file_is_not_replaced(saved, tmp_path):
+    model, _ = saved
+    (tmp_path / "thesis.txt").write_text("dear")
+    with pytest.raises(CheckpointError, match=r"thesis.txt: is a file; a model is a directory"):
+        save(model, tmp_path / "thesis.txt")
+    assert (tmp_path / "thesis.txt").read_text() == "dear"
+
+
 def test_multi_token_prediction_heads_are_dropped(saved):
     model, directory = saved
     path = directory / "model.safetensors"
@@ -168,6 +176,10 @@ def test_broken_directories_are_named(saved, tmp_path):
     (directory / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"config.json: not a JSON object"):
         load(directory)
+    for text in ('{"time_step_max": {"__float__": "x"}}', '{"time_step_max": {"__float__": []}}'):
+        (directory / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config.json: not valid JSON: .*float"):
+            load(directory)
     (directory / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json: not valid JSON"):
         load(directory)
@@ -258,6 +270,14 @@ def test_written_config_reads_back(name):
         ({"quantization_config": {"a": 1}}, "quantization_config is present"),
         ({"hybrid_override_pattern": "M-E*-M"}, r"x: .*mixture-of-experts layers \(E\)"),
         ({"hybrid_override_pattern": "M-|M*-M"}, r"x: .*pipeline marks"),
+        ({"hybrid_override_pattern": ["M", "-"]}, r"pattern is \['M', '-'\]; it is a text like"),
+        ({"hybrid_override_pattern": 5}, "hybrid_override_pattern is 5; it is a text like 'M-"),
+        ({"layers_block_type": 5}, "x: layers_block_type is 5; it is a list of layer names"),
+        ({"layers_block_type": "mamba"}, "layers_block_type is 'mamba'; it is a list"),
+        ({"layer_types": [["mamba"]]}, r"layer_types has \['mamba'\]; allowed are attention"),
+        ({"eos_token_id": []}, r"x: eos_token_id is \[\]; name one token at least"),
+        ({"eos_token_id": [[2]]}, "x: key 'eos_token_id': Input should be a valid integer"),
+        ({"time_step_min": 0.5}, "x: time_step_min is 0.5 and time_step_max 0.1; steps are drawn"),
         ({"hybrid_override_pattern": None}, "neither hybrid_override_pattern nor"),
         ({"num_hidden_layers": 7}, "num_hidden_layers is 7, but the pattern 'M-M.-M' has 6"),
         ({"layer_types": ["mamba"]}, "layers are given twice and differ"),

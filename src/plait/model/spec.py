@@ -23,7 +23,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 class ModelSpec(Settings):
     """Shape of a hybrid Mamba-2 / attention / feed-forward language model.
 
-    Raises: ConfigError for a pattern or head counts that cannot be built.
+    Raises: ConfigError for a pattern, head counts or time steps that cannot be built.
     """
 
     pattern: str
@@ -108,7 +108,7 @@ class ModelSpec(Settings):
         return pattern
 
     @model_validator(mode="after")
-    def _check_heads(self) -> "ModelSpec":
+    def _check_together(self) -> "ModelSpec":
         _divides("mamba_num_heads", self.mamba_num_heads, "num_groups", self.num_groups)
         _divides(
             "num_attention_heads",
@@ -120,6 +120,11 @@ class ModelSpec(Settings):
         if not 0 <= low < high:
             raise ConfigError(
                 f"time_step_limit is ({low}, {high}); it must satisfy 0 <= low < high"
+            )
+        if not self.time_step_min <= self.time_step_max < float("inf"):
+            raise ConfigError(
+                f"time_step_min is {self.time_step_min} and time_step_max {self.time_step_max}; "
+                "steps are drawn between them: they must satisfy min <= max, both finite"
             )
         return self
 

@@ -56,6 +56,8 @@ def test_preset_fields_can_be_overridden():
         ({"num_groups": 4}, "mamba_num_heads = 6 is not a multiple of num_groups = 4"),
         ({"num_key_value_heads": 3}, "num_attention_heads = 4 is not a multiple of"),
         ({"time_step_limit": (0.5, 0.1)}, "must satisfy 0 <= low < high"),
+        ({"time_step_min": 0.2}, "time_step_min is 0.2 and time_step_max 0.1; .* min <= max"),
+        ({"time_step_max": float("inf")}, "time_step_max inf; .* both finite"),
         ({"vocab": 5}, "preset 'test': unknown key 'vocab'; did you mean 'vocab_size'"),
         ({"hidden_size": 0}, "key 'hidden_size': Input should be greater than 0"),
     ],
