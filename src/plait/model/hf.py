@@ -82,10 +82,12 @@ def save(
     """Write a model directory that plait, transformers, vLLM and llama.cpp's converter can read.
 
     Tensors keep their dtypes. Tokenizer files, and a generation_config.json if there is one, are
-    copied from the directory `tokenizer_from`. The directory appears whole or not at all; an
-    existing model directory is replaced, other files in it are kept.
+    copied from the directory `tokenizer_from`. The directory appears whole or not at all; in an
+    existing model directory config and weights are replaced, other files are kept, among them its
+    generation_config.json and README.md.
 
-    Raises: CheckpointError if `directory` is a file or holds something that is not a model.
+    Raises: CheckpointError if `directory` is a file or holds something that is not a model, or
+    `tokenizer_from` is no directory.
     """
     target = Path(directory)
     if target.is_file():
@@ -123,13 +125,22 @@ def write_files(
 ) -> None:
     """Write the files of a model whose tensors `read` gives by name, one shard at a time.
 
-    `num_bytes` names all tensors with their sizes; `dtype` is the one that config.json states.
+    `num_bytes` names all tensors with their sizes; `dtype` is the one that config.json states. A
+    generation_config.json and a README.md that are there already are kept: they may be the user's.
+
+    Raises: CheckpointError if `tokenizer_from` is no directory.
     """
+    if tokenizer_from is not None and not Path(tokenizer_from).is_dir():
+        raise CheckpointError(
+            f"{tokenizer_from}: no such directory; tokenizer files are copied from a directory"
+        )
     _write_weights(num_bytes, read, directory, max_shard_bytes)
     name_of_dtype = str(dtype).removeprefix("torch.")
     _write_json(directory / CONFIG_FILE, config_from_spec(spec, name_of_dtype))
-    _write_json(directory / "generation_config.json", _generation_config(spec))
-    (directory / "README.md").write_text(_model_card(spec), encoding="utf-8")
+    if not (generation := directory / "generation_config.json").exists():
+        _write_json(generation, _generation_config(spec))
+    if not (card := directory / "README.md").exists():
+        card.write_text(_model_card(spec), encoding="utf-8")
     for name in COMPANION_FILES if tokenizer_from is not None else ():
         if (found := Path(tokenizer_from or "") / name).exists():
             shutil.copyfile(found, directory / name)

@@ -95,6 +95,26 @@ def test_saving_over_a_model_replaces_it_and_keeps_other_files(saved, random_mod
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
+def test_saving_over_a_model_keeps_the_users_card_and_generation_config(saved):
+    model, directory = saved
+    (directory / "README.md").write_text("mine")
+    (directory / "generation_config.json").write_text('{"eos_token_id": [2, 11, 12]}')
+    save(load(directory), directory)
+    assert (directory / "README.md").read_text() == "mine"
+    generation = json.loads((directory / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [2, 11, 12]}
+    assert torch.equal(load(directory).lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("name", ["absent", "file"])
+def test_a_tokenizer_that_is_no_directory_is_refused(saved, tmp_path, name):
+    model, _ = saved
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=f"{name}: no such directory; tokenizer files are"):
+        save(model, tmp_path / "out", tokenizer_from=tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
 def test_tokenizer_files_are_copied(saved, tmp_path):
     model, _ = saved
     source = tmp_path / "tokenizer"
