@@ -114,7 +114,7 @@ def run_alone(
     """
     from plait.cli.run import check_one_process, check_stage, run_stage
     from plait.core.recipe import StageFile, apply_override
-    from plait.core.run_folder import check_free, exclusive, read_manifest
+    from plait.core.run_folder import check_free, read_manifest
     from plait.model.hf import local_directory
 
     check_one_process()
@@ -126,8 +126,7 @@ def run_alone(
         apply_override(f"{kind}.{override}", [file])
     stage = check_stage(file)
     stage.settings.files_read()
-    with exclusive(out):
-        folder = run_stage(stage, out.parent, {})
+    folder = run_stage(stage, out.parent, {})
     for name, value in read_manifest(folder)["metrics"].items():
         typer.echo(f"  {name:<28}{value:,.4g}")
     following = {

@@ -19,7 +19,7 @@ from plait.compress.throughput import Hardware, throughput
 from plait.core.config import read_toml
 from plait.core.errors import ConfigError
 from plait.core.recipe import StageFile, apply_override
-from plait.core.run_folder import check_free, exclusive, model_directory
+from plait.core.run_folder import check_free, model_directory
 from plait.core.sizes import GIB, format_bytes, parse_bytes
 from plait.model.count import ServingBytes
 from plait.model.spec import PRESETS, ModelSpec
@@ -139,9 +139,8 @@ def run(
     inputs = {"model": str(_directory(name))} | {role: str(path) for role, path in given.items()}
     out = out.resolve()
     file = StageFile(Path("plait compress"), out.name, "compress", "compress", inputs, {})
-    with exclusive(out):
-        run_stage(Stage(file, settings, compress_stage), out.parent, {}, keep=True)
-        _finish(out)
+    run_stage(Stage(file, settings, compress_stage), out.parent, {}, keep=True)
+    _finish(out)
 
 
 def cut_alike(name: str, like: Path, out: Path | None) -> None:

@@ -244,7 +244,15 @@ def run_stage(
     stage: Stage, run_directory: Path, folders: dict[str, Path], *, keep: bool = False
 ) -> Path:
     """Run a stage in `run_directory`/name unless it is finished there; `folders` holds the stages
-    before it by key. Other work in that folder is moved aside, or refused if `keep`."""
+    before it by key. Other work in that folder is moved aside, or refused if `keep`.
+
+    Raises: ConfigError if another process works in that folder.
+    """
+    with exclusive(run_directory / stage.file.name):
+        return _run_alone(stage, run_directory, folders, keep)
+
+
+def _run_alone(stage: Stage, run_directory: Path, folders: dict[str, Path], keep: bool) -> Path:
     file = stage.file
     inputs = {
         role: folders[source] if source in folders else Path(source).expanduser()

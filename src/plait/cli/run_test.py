@@ -12,6 +12,7 @@ from plait.cli.run import StageKind, check_recipe, run_recipe
 from plait.core.config import Settings
 from plait.core.errors import ConfigError, DataError
 from plait.core.recipe import read_recipe
+from plait.core.run_folder import exclusive
 
 
 class WriteSettings(Settings):
@@ -144,6 +145,16 @@ def test_inputs_are_checked_before_the_first_stage(calls, tmp_path, monkeypatch)
 def test_checked_stages_carry_resolved_settings(calls, tmp_path):
     one, two = check_recipe(read_recipe(tmp_path / "demo"))
     assert (one.settings.text, two.settings.text, one.settings.fail) == ("a", "b", False)
+
+
+def test_a_stage_has_its_folder_alone(calls, tmp_path):
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [], "one")
+    with (
+        exclusive(tmp_path / "runs" / "demo" / "01_one"),
+        pytest.raises(ConfigError, match="01_one: another plait run works here"),
+    ):
+        run_recipe(tmp_path / "demo", tmp_path / "runs", ["one.text=c"], None)
+    assert calls == ["01_one"]
 
 
 def test_several_processes_are_refused(monkeypatch, tmp_path):

@@ -157,10 +157,12 @@ def check_free(out: Path) -> None:
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a run directory alone; the lock goes with the process, however it ends.
 
+    Its file, `.NAME.lock`, lies beside the directory: inside, it would be moved aside with it.
     Raises: ConfigError if another process holds it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
+    directory = directory.resolve()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(f".{directory.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

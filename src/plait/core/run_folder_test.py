@@ -108,14 +108,20 @@ def test_two_runs_never_share_a_directory(tmp_path):
     code = f"""
 from pathlib import Path
 from plait.core.run_folder import exclusive
-with exclusive(Path({str(tmp_path)!r})):
+with exclusive(Path({str(tmp_path / "01")!r})):
     pass
 """
     command = [sys.executable, "-c", code]
-    with exclusive(tmp_path):
+    make(tmp_path / "01")
+    before = input_digest(tmp_path)
+    with exclusive(tmp_path / "01"):
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "another plait run" in refused.stderr
+        assert "another plait run" in refused.stderr
+        assert make(tmp_path / "01", {"a": 2}).set_aside is not None
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "another plait run" in refused.stderr
     subprocess.run(command, check=True)
+    assert input_digest(tmp_path) == before
 
 
 def test_a_run_folder_stands_for_its_model(tmp_path):
