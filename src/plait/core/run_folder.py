@@ -57,8 +57,10 @@ def open_run_folder(
     `inputs` maps roles to finished run folders, or to any other folder or file; `files` are the
     user's files that the settings name. A folder that holds other work is moved aside, or refused
     if `keep`.
-    Raises: ConfigError for a folder that is refused.
+    Raises: ConfigError for a folder that is refused, or an input that lies in `path`.
     """
+    files = list(files)
+    _check_outside(path, [*inputs.values(), *files])
     origin = {
         "stage": kind,
         "settings": settings,
@@ -186,6 +188,16 @@ def _holds_work(path: Path) -> bool:
     """Say whether a folder holds more than settings, downloads and files that a kill cut off."""
     kept = (entry.name for entry in path.iterdir()) if path.exists() else ()
     return any(name not in ("settings.json", "cache") and not name.startswith(".") for name in kept)
+
+
+def _check_outside(path: Path, sources: Iterable[Path]) -> None:
+    """Refuse a stage that would move aside or overwrite what it reads."""
+    for source in sources:
+        if source.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"{source}: is read by the stage that writes the folder {path}; give another "
+                "--out, or a copy of the input"
+            )
 
 
 def _move_aside(path: Path, found: dict[str, Any] | None) -> Path:

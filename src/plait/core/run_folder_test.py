@@ -53,6 +53,20 @@ def test_other_settings_set_the_old_folder_aside(tmp_path):
     assert make(tmp_path / "01", {"a": 1}).set_aside != changed.set_aside
 
 
+def test_a_stage_does_not_write_where_it_reads(tmp_path):
+    make(tmp_path / "01")
+    product = tmp_path / "01" / "product.txt"
+    for inputs, files in [
+        ({"d": tmp_path / "01"}, []),
+        ({"d": tmp_path / "02" / ".." / "01" / "product.txt"}, []),
+        ({}, [product]),
+    ]:
+        with pytest.raises(ConfigError, match="is read by the stage that writes the folder"):
+            open_run_folder(tmp_path / "01", "demo", {"a": 2}, inputs, files)
+    assert product.exists()
+    assert make(tmp_path / "011", inputs={"d": tmp_path / "01"}).state == "fresh"
+
+
 def test_downloads_outlive_a_change_of_settings(tmp_path):
     make(tmp_path / "01")
     (tmp_path / "01" / "cache").mkdir()
