@@ -131,11 +131,8 @@ def input_digest(path: Path) -> str:
 
     Raises: ConfigError if there is nothing at `path`, DataError if it is an unfinished run folder.
     """
-    manifest = _read_json(path / "manifest.json")
-    if manifest is not None:
-        return manifest["digest"]
-    if (path / "settings.json").exists():
-        read_manifest(path)  # a run folder that is not finished: refuse it
+    if _is_run_folder(path):
+        return read_manifest(path)["digest"]
     if path.is_file():
         return file_digest(path)
     if path.is_dir():
@@ -150,8 +147,7 @@ def check_free(out: Path) -> None:
 
     Raises: ConfigError.
     """
-    is_stage = (out / "settings.json").exists()
-    if out.is_file() or (_holds_work(out) and not is_stage):
+    if out.is_file() or (_holds_work(out) and not _is_run_folder(out)):
         raise ConfigError(f"--out {out}: holds something else; give a new or empty folder")
 
 
@@ -185,9 +181,16 @@ def _product(path: Path) -> Iterator[Path]:
 
 
 def _holds_work(path: Path) -> bool:
-    """Say whether a folder holds more than settings, downloads and files that a kill cut off."""
+    """Say whether a folder holds more than a stage's settings, downloads and files that a kill cut
+    off."""
+    free = {"settings.json", "cache"} if _is_run_folder(path) else {"cache"}
     kept = (entry.name for entry in path.iterdir()) if path.exists() else ()
-    return any(name not in ("settings.json", "cache") and not name.startswith(".") for name in kept)
+    return any(name not in free and not name.startswith(".") for name in kept)
+
+
+def _is_run_folder(path: Path) -> bool:
+    """Say whether a stage wrote this folder; many other programs have a settings.json, too."""
+    return {"fingerprint", "stage"} <= (_read_json(path / "settings.json") or {}).keys()
 
 
 def _check_outside(path: Path, sources: Iterable[Path]) -> None:

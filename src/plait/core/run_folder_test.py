@@ -6,6 +6,7 @@ import pytest
 
 from plait.core.errors import ConfigError, DataError
 from plait.core.run_folder import (
+    check_free,
     exclusive,
     finish_run_folder,
     input_digest,
@@ -65,6 +66,27 @@ def test_a_stage_does_not_write_where_it_reads(tmp_path):
             open_run_folder(tmp_path / "01", "demo", {"a": 2}, inputs, files)
     assert product.exists()
     assert make(tmp_path / "011", inputs={"d": tmp_path / "01"}).state == "fresh"
+
+
+@pytest.mark.parametrize("content", ['{"editor.tabSize": 4}', "[]", "{"])
+def test_a_users_folder_with_a_settings_file_is_no_stage(tmp_path, content):
+    mine = tmp_path / "project"
+    mine.mkdir()
+    (mine / "settings.json").write_text(content)
+    with pytest.raises(ConfigError, match="holds something else"):
+        check_free(mine)
+    (mine / "manifest.json").write_text('{"name": "extension"}')
+    before = input_digest(mine)
+    (mine / "thesis.txt").write_text("x")
+    assert input_digest(mine) != before
+    with pytest.raises(ConfigError, match="holds something else"):
+        check_free(mine)
+    make(tmp_path / "01")
+    check_free(tmp_path / "01")
+    open_run_folder(tmp_path / "02", "demo", {}, {})
+    check_free(tmp_path / "02")
+    with pytest.raises(DataError, match="02: not finished"):
+        input_digest(tmp_path / "02")
 
 
 def test_downloads_outlive_a_change_of_settings(tmp_path):
