@@ -2,6 +2,8 @@
 
 Everything is written under a temporary name in the target's own folder, flushed to disk and
 renamed, so a kill at any moment leaves the previous version or the new one, never half of either.
+Only a folder that replaces another needs two renames: killed between them, the previous version is
+back as soon as the folder is written again.
 """
 
 import hashlib
@@ -43,6 +45,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     A folder that already stands at `path` is replaced.
     """
+    _put_back(path)
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -72,6 +75,13 @@ def settle_directories(parent: Path, pattern: str) -> None:
             replaced.rename(target)
     for partial in parent.glob(f".{pattern}.partial"):
         shutil.rmtree(partial)
+
+
+def _put_back(path: Path) -> None:
+    """Undo the first of `atomic_directory`'s two renames where a kill prevented the second."""
+    replaced = path.with_name(f".{path.name}.replaced")
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
 
 
 def file_digest(path: Path) -> str:

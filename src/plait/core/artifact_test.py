@@ -19,6 +19,30 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert target.read_text() == "old"
 
 
+def test_a_kill_between_the_two_renames_loses_no_version(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    with atomic_directory(target) as folder:
+        (folder / "file").write_text("old")
+    rename, names = type(target).rename, []
+
+    def killed_at_the_second(self, other):
+        names.append(other.name)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(target), "rename", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt), atomic_directory(target) as folder:
+            (folder / "file").write_text("new")
+    assert names == [".model.replaced", "model"]
+    with atomic_directory(target) as folder:
+        assert (target / "file").read_text() == "old"
+        (folder / "file").write_text("new")
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "model"
 
