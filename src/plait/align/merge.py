@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.core.artifact import atomic_directory, file_digest
+from plait.core.artifact import atomic_directory, disk_errors, file_digest
 from plait.core.errors import CheckpointError, ConfigError
 from plait.core.run_folder import model_directory
 from plait.model.hf_config import read_spec
@@ -62,7 +62,8 @@ def merge(a: Path, b: Path, alpha: float, out: Path) -> None:
             for name in files[path].keys():  # noqa: SIM118  (a safetensors file is no mapping)
                 first, second = files[path].get_tensor(name), places[name].get_tensor(name)
                 merged[name] = interpolate(first, second, alpha)
-            save_file(merged, partial / path.name, metadata={"format": "pt"})
+            with disk_errors(partial / path.name):
+                save_file(merged, partial / path.name, metadata={"format": "pt"})
             del merged
         for path in a.iterdir():
             if path.is_file() and path.suffix != ".safetensors" and not path.name.startswith("."):

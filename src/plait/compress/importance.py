@@ -34,7 +34,7 @@ from plait.compress.stream import (
     row_chunks,
     run_layer,
 )
-from plait.core.artifact import atomic_file, file_states, write_json
+from plait.core.artifact import atomic_file, disk_errors, file_states, write_json
 from plait.core.config import Settings
 from plait.core.errors import CheckpointError, ConfigError, DataError
 from plait.core.progress import Progress
@@ -201,7 +201,7 @@ def _layer_file(folder: Path, index: int) -> Path:
 def _write_tensors(
     file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    with atomic_file(file) as temporary:
+    with atomic_file(file) as temporary, disk_errors(file):
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 

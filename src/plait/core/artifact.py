@@ -9,11 +9,14 @@ back as soon as the folder is written again.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -93,3 +96,19 @@ def file_digest(path: Path) -> str:
 def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Return path, size and time of change of files: what tells that one was edited."""
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what safetensors says of the disk as the OSError that it was, naming `path`.
+
+    Its own error is no OSError and has the number in its text alone.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from None

@@ -1,6 +1,15 @@
-import pytest
+import errno
 
-from plait.core.artifact import atomic_directory, settle_directories, write_atomic, write_json
+import pytest
+from safetensors import SafetensorError
+
+from plait.core.artifact import (
+    atomic_directory,
+    disk_errors,
+    settle_directories,
+    write_atomic,
+    write_json,
+)
 
 
 def test_write_replaces_whole_files(tmp_path):
@@ -41,6 +50,19 @@ def test_a_kill_between_the_two_renames_loses_no_version(tmp_path, monkeypatch):
         (folder / "file").write_text("new")
     assert (target / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_what_safetensors_says_of_the_disk_is_an_os_error(tmp_path, number):
+    said = f'Error while serializing: I/O error: no (os error {number}) at path "/x/.tmp"'
+    with (
+        pytest.raises(OSError, match=r"a\.safetensors") as caught,
+        disk_errors(tmp_path / "a.safetensors"),
+    ):
+        raise SafetensorError(said)
+    assert caught.value.errno == number
+    with pytest.raises(SafetensorError, match="invalid shape"), disk_errors(tmp_path):
+        raise SafetensorError("invalid shape")
 
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from plait.core.artifact import atomic_directory
+from plait.core.artifact import atomic_directory, disk_errors
 from plait.core.progress import Progress
 from plait.data.benchmarks import Item
 from plait.data.chunks import chunks, count_tokens
@@ -88,7 +88,8 @@ class Index:
         for n, (hashes, numbers) in self.words.tables.items():
             tensors |= {f"{n}.hashes": hashes, f"{n}.items": numbers}
         with atomic_directory(folder) as partial:
-            save_file(tensors, partial / "index.safetensors")
+            with disk_errors(partial / "index.safetensors"):
+                save_file(tensors, partial / "index.safetensors")
             (partial / "settings.json").write_text(self.settings.model_dump_json())
             (partial / "items.json").write_text(json.dumps(self.items, ensure_ascii=False))
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from plait.core.artifact import atomic_directory
+from plait.core.artifact import atomic_directory, disk_errors
 from plait.core.config import nearest
 from plait.core.errors import CheckpointError, ConfigError, DataError
 from plait.data.embed import embed_texts
@@ -111,7 +111,8 @@ class Student:
         }
         with atomic_directory(folder) as partial:
             (partial / "student.json").write_text(json.dumps(about, indent=2) + "\n")
-            save_file(tensors, partial / "student.safetensors")
+            with disk_errors(partial / "student.safetensors"):
+                save_file(tensors, partial / "student.safetensors")
 
     @classmethod
     def read(cls, folder: Path) -> "Student":

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.core.artifact import atomic_directory
+from plait.core.artifact import atomic_directory, disk_errors
 from plait.core.errors import CheckpointError
 from plait.model.count import describe
 from plait.model.hf_config import CONFIG_FILE, config_from_spec, is_hub_id, read_spec
@@ -273,7 +273,8 @@ def _split_shards(num_bytes: Mapping[str, int], max_shard_bytes: int) -> Iterato
 def _write_shard(read: Callable[[str], Tensor], names: list[str], path: Path) -> None:
     # One shard at a time leaves the device, so the host never holds the whole model.
     shard = {name: read(name).detach().cpu().contiguous() for name in names}
-    save_file(shard, path, metadata={"format": "pt"})
+    with disk_errors(path):
+        save_file(shard, path, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, value: object) -> None:

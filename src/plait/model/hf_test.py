@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from plait.core.errors import CheckpointError, ConfigError
+from plait.model import hf
 from plait.model.hf import load, save
 from plait.model.hf_config import config_from_spec, read_spec, spec_from_config
 from plait.model.spec import PRESETS, ModelSpec
@@ -39,6 +40,17 @@ def test_round_trip_keeps_bytes_and_mixed_dtypes(random_model, tmp_path):
     assert first.read_bytes() == second.read_bytes()
     dtypes = {str(tensor.dtype) for tensor in load_file(first).values()}
     assert dtypes == {"torch.bfloat16", "torch.float32"}
+
+
+def test_a_full_disk_is_an_os_error_that_names_the_file(saved, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    model, _ = saved
+    monkeypatch.setattr(hf, "save_file", full)
+    with pytest.raises(OSError, match=r"Errno 28.*model\.safetensors"):
+        save(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_shards_hold_the_same_tensors(saved, tmp_path):

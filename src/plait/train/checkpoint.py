@@ -24,7 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plait.core.artifact import atomic_directory, file_digest, settle_directories, write_json
+from plait.core.artifact import (
+    atomic_directory,
+    disk_errors,
+    file_digest,
+    settle_directories,
+    write_json,
+)
 from plait.core.errors import CheckpointError
 from plait.train import parallel
 
@@ -77,7 +83,8 @@ def save_checkpoint(
     if parallel.is_main():
         with atomic_directory(directory / f"step_{position.step:08d}") as folder:
             for name, content in tensors.items():
-                save_file(content, folder / name)
+                with disk_errors(folder / name):
+                    save_file(content, folder / name)
             digests = {name: file_digest(folder / name) for name in tensors}
             place = {"position": position._asdict(), "batches": batches.state(), "files": digests}
             write_json(folder / "state.json", place)
