@@ -186,6 +186,20 @@ for verb in align.VERBS:
 app.command()(synth.synth)
 
 
+# What the user gave is of another kind than asked for, or may not be written or read.
+_PLACES = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
+def _say(error: OSError) -> str | None:
+    """Say in a sentence what is wrong with a disk, file or folder; None for any other error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some space, and the same command goes on from here"
+    if error.errno in _PLACES and error.filename:
+        return f"{error.filename}: {str(error.strerror).lower()}"
+    return None
+
+
 def main() -> None:
     """Run the command line; users' mistakes end in one sentence, not in a traceback."""
     set_library_defaults()
@@ -200,14 +214,10 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        said = _say(error)
+        if said is None:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        typer.echo(
-            f"error: the disk is full{where}; free some space, and the same command goes on from "
-            "here",
-            err=True,
-        )
+        typer.echo(f"error: {said}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; the same command goes on from here", err=True)

@@ -1,3 +1,6 @@
+import errno
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +43,8 @@ def test_help_imports_nothing_heavy():
         (("run", "nowhere"), 2, "error: nowhere: no such recipe folder"),
         (("info", "nano-9b-v3"), 2, "nano-9b-v2"),
         (("report", "nowhere"), 2, "error: nowhere: no such run folder"),
+        (("info", "runs/tiny-"), 1, "error: runs/tiny-: no such file; a model is a directory"),
+        (("info", "a..b/c"), 1, "error: a..b/c: no such file; a model is a directory"),
     ],
 )
 def test_mistakes_end_in_one_sentence(arguments, code, message, tmp_path):
@@ -81,6 +86,35 @@ def test_ctrl_c_ends_in_a_sentence_and_not_as_success(monkeypatch, capsys):
         main.main()
     assert stopped.value.code == 130
     assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+
+
+def test_files_in_the_place_of_folders_end_in_a_sentence(tmp_path):
+    """And folders in the place of files."""
+    recipe = tmp_path / "recipe"
+    (recipe / "01_x.toml").mkdir(parents=True)
+    result = plait("run", "recipe", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "error: recipe/01_x.toml: is a directory\n"
+    result = plait("compress", "tiny", "--dry-run", "--settings", "recipe", cwd=tmp_path)
+    assert result.stderr == "error: recipe: is a directory\n"
+    (recipe / "01_x.toml").rmdir()
+    (recipe / "01_x.toml").write_text('stage = "tokenizer"\n[inputs]\ndocuments = "./recipe"\n')
+    (tmp_path / "file").touch()
+    result = plait("run", "recipe", "--out", "file", cwd=tmp_path)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: .*file.*: (file exists|not a directory)\n", result.stderr)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_what_may_not_be_written_ends_in_a_sentence(monkeypatch, capsys, number):
+    def write(**_):
+        raise OSError(number, os.strerror(number), "/mnt/x")
+
+    monkeypatch.setattr(main, "app", write)
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"error: /mnt/x: {os.strerror(number).lower()}\n"
 
 
 def test_a_full_disk_ends_in_a_sentence(monkeypatch, capsys):

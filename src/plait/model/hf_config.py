@@ -108,7 +108,14 @@ def read_spec(source: str | Path) -> ModelSpec:
 
 def is_hub_id(source: str | Path) -> bool:
     """Say whether this is the name of a hub repository rather than a path on this machine."""
-    return HUB_ID.fullmatch(str(source)) is not None and not Path(source).exists()
+    name = str(source)
+    allowed = HUB_ID.fullmatch(name) is not None and _NO_HUB_ID.search(name) is None
+    return allowed and not Path(source).exists()
+
+
+# What the hub allows in no name: two marks in a row or one at an end, the ending of a git address,
+# more than 96 letters, any that is not ASCII.
+_NO_HUB_ID = re.compile(r"--|\.\.|[-.]/|[-.]$|\.git$|[^/]{97}$|[^!-~]")
 
 
 def spec_from_config(config: dict[str, Any], source: str) -> ModelSpec:

@@ -2,13 +2,14 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from plait.core.errors import CheckpointError, ConfigError
 from plait.model import hf
 from plait.model.hf import load, save
-from plait.model.hf_config import config_from_spec, read_spec, spec_from_config
+from plait.model.hf_config import config_from_spec, is_hub_id, read_spec, spec_from_config
 from plait.model.spec import PRESETS, ModelSpec
 
 SPEC = ModelSpec.preset("test")
@@ -222,6 +223,22 @@ def test_broken_directories_are_named(saved, tmp_path):
 def test_hub_id_without_network_is_one_clear_error():
     with pytest.raises(CheckpointError, match="nobody/nothing: no such directory, and the hub"):
         load("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("o/n", "_a/_b", "a.b_c/d-e.f", f"a/{'b' * 96}", f"a/{'b' * 97}", "a/é", "a/b/c"),
+        *("runs/tiny-", "a/b.", "a-/b", "a..b/c", "a/b--c", "a/b.git"),
+    ],
+)
+def test_a_hub_id_is_what_the_hub_takes_for_one(name):
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        assert not is_hub_id(name)
+    else:
+        assert is_hub_id(name)
 
 
 # ---- config spellings ----
