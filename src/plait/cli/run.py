@@ -8,8 +8,6 @@ import importlib
 import json
 import os
 import re
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import typer
 from plait.core.artifact import write_json
 from plait.core.config import Settings, nearest
 from plait.core.errors import ConfigError
+from plait.core.memory_peak import MemoryPeak
 from plait.core.recipe import Recipe, StageFile, read_recipe
 from plait.core.run_folder import (
     exclusive,
@@ -270,19 +269,15 @@ def _run_alone(stage: Stage, run_directory: Path, folders: dict[str, Path], keep
         typer.echo(f"{file.name}: finished before, unchanged")
         return folder.path
     typer.echo(f"{file.name}: {'resuming' if folder.state == 'unfinished' else 'starting'}")
-    started = time.monotonic()
+    started, peak = time.monotonic(), MemoryPeak()
     metrics = stage.module.run(stage.settings, inputs, folder.path)
     wall_s = time.monotonic() - started
-    facts = {"metrics": metrics, "wall_s": wall_s, "peak_memory_gib": _peak_memory_gib()}
+    facts = {
+        "metrics": metrics,
+        "wall_s": wall_s,
+        "peak_memory_gib": peak.gib(),
+        "peak_memory_of": "stage" if peak.is_exact else "process",
+    }
     finish_run_folder(folder, facts)
     typer.echo(f"{file.name}: done in {wall_s:,.0f} s -> {folder.path}")
     return folder.path
-
-
-def _peak_memory_gib() -> float:
-    peak = max(
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    # Linux counts in KiB, macOS in bytes.
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -12,7 +12,7 @@ from plait.cli.run import StageKind, check_recipe, run_recipe
 from plait.core.config import Settings
 from plait.core.errors import ConfigError, DataError
 from plait.core.recipe import read_recipe
-from plait.core.run_folder import exclusive
+from plait.core.run_folder import exclusive, read_manifest
 
 
 class WriteSettings(Settings):
@@ -145,6 +145,23 @@ def test_inputs_are_checked_before_the_first_stage(calls, tmp_path, monkeypatch)
 def test_checked_stages_carry_resolved_settings(calls, tmp_path):
     one, two = check_recipe(read_recipe(tmp_path / "demo"))
     assert (one.settings.text, two.settings.text, one.settings.fail) == ("a", "b", False)
+
+
+def test_the_peak_of_memory_is_each_stages_own(calls, tmp_path, monkeypatch):
+    def run(settings, inputs, out):
+        (out / "text").write_text(settings.text)
+        len(b"x" * (300 * 2**20 if out.name == "01_one" else 1))
+        return {}
+
+    monkeypatch.setattr(sys.modules["stand_in_stage"], "run", run)
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [], None)
+    runs = tmp_path / "runs/demo"
+    one, two = (read_manifest(runs / name) for name in ("01_one", "02_two"))
+    summary = json.loads((runs / "summary.json").read_text())
+    assert summary["run.peak_memory_gib"] == one["peak_memory_gib"]
+    assert one["peak_memory_of"] == two["peak_memory_of"]
+    if one["peak_memory_of"] == "stage":
+        assert one["peak_memory_gib"] > two["peak_memory_gib"] + 0.25
 
 
 def test_a_stage_has_its_folder_alone(calls, tmp_path):

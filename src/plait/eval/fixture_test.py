@@ -21,6 +21,7 @@ def write_stage(run, name, kind, settings=None, lines=(), finished=True, **metri
             "metrics": metrics,
             "wall_s": 40.0 + 31 * len(name),
             "peak_memory_gib": 1.5,
+            "peak_memory_of": "process" if kind == "curate" else "stage",
             "python": "3.11.9",
             "versions": {"plait": "0.1.0", "torch": "2.13.0"},
             "git_revision": "0123abcd",

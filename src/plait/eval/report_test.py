@@ -62,6 +62,8 @@ def test_headline_numbers(page):
     assert before > after
     assert change == pytest.approx(100 * (after / before - 1), abs=0.1)
     assert "torch 2.13.0" in text
+    assert re.search(r" 01_curate curate .{1,20} not known ", text)
+    assert re.search(r" 04_pretrain pretrain .{1,20} 1.50 GiB ", text)
     assert "checkpoint tool calls, exact 05_sft 25.0% 06 75.0%" in text
     assert "not finished" not in text
 
