@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from plait.core.errors import CheckpointError
 from plait.core.run_folder import model_directory
@@ -58,9 +59,10 @@ def export(source: str) -> None:
     directory = local_directory(model_directory(source))
     console = Console(highlight=False, soft_wrap=True)
     for line in check(directory):
-        console.print(f"[green]ok[/]  {line}")
+        console.print(f"[green]ok[/]  {escape(line)}")
     console.print("\nServe it with vLLM:\n")
-    console.print(vllm_command(directory, read_spec(directory).max_position_embeddings))
+    command = vllm_command(directory, read_spec(directory).max_position_embeddings)
+    console.print(command, markup=False)
     console.print(
         "\nNo remote code is needed. States stay float32: narrower ones lose accuracy (vllm#22913)."
         "\nThe tool parser is a file of nvidia/NVIDIA-Nemotron-Nano-9B-v2 on the hub; vLLM has "

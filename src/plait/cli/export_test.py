@@ -30,6 +30,12 @@ def test_a_good_directory_passes_and_the_command_is_printed(directory, capsys):
     assert "--tool-call-parser nemotron_json" in said
 
 
+def test_a_path_is_printed_as_it_is(directory, capsys):
+    odd = directory.rename(directory.with_name("w[v2] [bold]"))
+    export(str(odd))
+    assert f"vllm serve '{odd}'" in capsys.readouterr().out
+
+
 def test_what_other_engines_would_trip_over_is_named(directory):
     file = directory / "config.json"
     config = json.loads(file.read_text())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from plait.core.config import nearest
 from plait.core.errors import ConfigError
@@ -16,7 +17,7 @@ from plait.model.spec import PRESETS, ModelSpec
 def show(name: str) -> None:
     """Print shape, counts and memory of a preset, model directory, run folder or hub id."""
     spec = spec_of(name)
-    table = Table(title=name, show_header=False)
+    table = Table(title=Text(name), show_header=False)
     for row in describe(spec):
         table.add_row(*row)
     Console().print(table)

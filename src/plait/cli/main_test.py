@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from plait.cli import info, main
+from plait.model.hf_config import config_from_spec
+from plait.model.spec import ModelSpec
 
 PLAIT = str(Path(sys.executable).with_name("plait"))
 
@@ -74,6 +77,15 @@ def test_info_prints_exact_counts():
     result = plait("info", "nano-9b-v2")
     assert result.returncode == 0
     assert "8,888,227,328" in result.stdout
+
+
+def test_info_prints_a_path_as_it_is(tmp_path):
+    spec = ModelSpec.preset("test")
+    odd = tmp_path / "w[v2][bold]"
+    odd.mkdir()
+    (odd / "config.json").write_text(json.dumps(config_from_spec(spec, "float32")))
+    result = plait("info", odd.name, cwd=tmp_path)
+    assert "w[v2][bold]" in result.stdout
 
 
 def test_ctrl_c_ends_in_a_sentence_and_not_as_success(monkeypatch, capsys):
