@@ -185,16 +185,25 @@ def run_recipe(directory: Path, out: Path, overrides: Sequence[str], until: str 
             folders[stage.file.key] = run_stage(stage, run_directory, folders)
             if stage.file.key == until:
                 break
-        finish(run_directory, folders)
+        finish(run_directory, recipe)
 
 
-def finish(run_directory: Path, folders: dict[str, Path]) -> None:
-    """Write summary.json and report.html, and say where everything is."""
+def finish(run_directory: Path, recipe: Recipe) -> None:
+    """Write summary.json and report.html, and say where everything is.
+
+    Both tell of the recipe's stages alone, also of those after `--until` that finished before; not
+    of what an earlier version of the recipe left.
+    """
     from plait.eval.report import write_report
 
+    folders = {
+        stage.key: run_directory / stage.name
+        for stage in recipe.stages
+        if (run_directory / stage.name / "manifest.json").exists()
+    }
     summary = summarise(folders)
     write_json(run_directory / "summary.json", summary)
-    page = write_report(run_directory)
+    page = write_report(run_directory, [stage.name for stage in recipe.stages])
     for line in headlines(summary):
         typer.echo(f"  {line}")
     typer.echo(f"summary: {run_directory / 'summary.json'}")
@@ -224,7 +233,7 @@ def headlines(summary: dict[str, float]) -> list[str]:
 
 
 def summarise(folders: dict[str, Path]) -> dict[str, float]:
-    """Collect every finished stage's metrics under `<stage>.<metric>`, and the run's own.
+    """Collect finished stages' metrics under `<stage>.<metric>`, and the run's own.
 
     `run.wall_s` counts each stage's last, finishing run; `run.peak_memory_gib` is the largest
     resident size of the process or one of its children during them.

@@ -86,6 +86,24 @@ def test_until_stops_after_a_stage(calls, tmp_path):
         run_recipe(tmp_path / "demo", tmp_path / "runs", [], "tow")
 
 
+def test_a_run_that_ends_early_still_tells_of_all_that_is_finished(calls, tmp_path):
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [], None)
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [], "one")
+    assert calls == ["01_one", "02_two"]
+    summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
+    assert {"one.length", "two.length"} <= summary.keys()
+
+
+def test_what_a_renumbered_stage_left_is_not_told_of(calls, tmp_path):
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [], None)
+    (tmp_path / "demo" / "02_two.toml").rename(tmp_path / "demo" / "03_two.toml")
+    run_recipe(tmp_path / "demo", tmp_path / "runs", [], None)
+    page = (tmp_path / "runs/demo/report.html").read_text()
+    assert "03_two" in page
+    assert "02_two" not in page
+    assert (tmp_path / "runs/demo/02_two/text").exists()
+
+
 def test_a_mistake_in_the_last_stage_stops_before_the_first(calls, tmp_path):
     for override, message in [
         ("two.txt=1", r"02_two\.toml: unknown key 'txt'; did you mean 'text'"),

@@ -6,6 +6,7 @@ report must also be possible of a run that stopped half-way.
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,12 +59,17 @@ class StageRecord(NamedTuple):
         return _read_lines(self.path / name)
 
 
-def read_stages(run_directory: Path) -> list[StageRecord]:
-    """Return the stages of a run in the order of their numbers."""
+def read_stages(run_directory: Path, names: Collection[str] | None = None) -> list[StageRecord]:
+    """Return the stages of a run in the order of their numbers; with `names`, only these folders'.
+
+    A recipe that was renumbered leaves folders that are none of its stages any more.
+    """
     folders = [
         (int(match[1]), path)
         for path in run_directory.iterdir()
-        if path.is_dir() and (match := _STAGE_FOLDER.fullmatch(path.name))
+        if (names is None or path.name in names)
+        and path.is_dir()
+        and (match := _STAGE_FOLDER.fullmatch(path.name))
     ]
     return [read_stage(path) for _, path in sorted(folders)]
 

@@ -7,7 +7,7 @@ is not ours is escaped by the template.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -58,16 +58,17 @@ class EvalView(NamedTuple):
     """Scores of every checkpoint by name and kind of question."""
 
 
-def write_report(run_directory: Path) -> Path:
+def write_report(run_directory: Path, names: Collection[str] | None = None) -> Path:
     """Write `run_directory`/report.html from the stage folders in it and return its path.
 
+    With `names`, of these folders alone.
     Raises: ConfigError if there is no such folder; PlaitError naming the extra to install if
     matplotlib is missing.
     """
     if not run_directory.is_dir():
         raise ConfigError(f"{run_directory}: no such run folder; give one such as runs/tiny")
     page = run_directory / "report.html"
-    write_atomic(page, render(run_directory.resolve().name, read_stages(run_directory)))
+    write_atomic(page, render(run_directory.resolve().name, read_stages(run_directory, names)))
     return page
 
 
