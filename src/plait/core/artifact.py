@@ -39,7 +39,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, readable and whole."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json_bytes(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+def json_bytes(text: str) -> bytes:
+    """Encode JSON; what is no UTF-8, as in a file name of another encoding, is escaped."""
+    return text.encode(errors="backslashreplace")  # a lone surrogate as JSON's own \udc80
 
 
 @contextmanager

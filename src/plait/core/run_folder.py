@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from plait.core.artifact import file_digest, file_states, write_json
+from plait.core.artifact import file_digest, file_states, json_bytes, write_json
 from plait.core.errors import ConfigError, DataError
 
 # Machine-written or scratch: not part of what a stage makes, so not part of its digest, neither in
@@ -170,12 +170,14 @@ def exclusive(directory: Path) -> Iterator[None]:
         yield
 
 
-def _product(path: Path) -> Iterator[Path]:
+def _product(path: Path, *, in_stage: bool = False) -> Iterator[Path]:
+    """Yield the files that count; a user's folder `logs` does, a stage's does not."""
+    in_stage = in_stage or _is_run_folder(path)
     for entry in sorted(path.iterdir()):
-        if entry.name in NOT_PRODUCT or entry.name.startswith("."):
+        if entry.name.startswith(".") or (in_stage and entry.name in NOT_PRODUCT):
             continue
         if entry.is_dir():
-            yield from _product(entry)
+            yield from _product(entry, in_stage=in_stage)
         elif entry.is_file():
             yield entry
 
@@ -224,7 +226,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _digest_json(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json_bytes(text)).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -129,6 +130,41 @@ def test_inputs_from_elsewhere_are_hashed_by_content(tmp_path):
     assert input_digest(tmp_path / "model") != before
     with pytest.raises(ConfigError, match="does not exist"):
         input_digest(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["cache", "logs", "checkpoints", "metrics.jsonl"])
+def test_every_file_of_a_users_folder_counts(tmp_path, name):
+    folder = tmp_path / "data" / "part" / name
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text("1")
+    before = input_digest(tmp_path / "data")
+    (folder / "a.jsonl").write_text("2")
+    assert input_digest(tmp_path / "data") != before
+
+
+def test_scratch_of_a_stage_inside_a_users_folder_does_not_count(tmp_path):
+    make(tmp_path / "runs" / "01")
+    before = input_digest(tmp_path / "runs")
+    (tmp_path / "runs" / "01" / "metrics.jsonl").write_text("1")
+    (tmp_path / "runs" / "01" / "round" / "logs").mkdir(parents=True)
+    (tmp_path / "runs" / "01" / "round" / "logs" / "a").write_text("1")
+    assert input_digest(tmp_path / "runs") == before
+
+
+def test_file_names_of_another_encoding_can_be_digested(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    names = [b"caf\xe9.jsonl", b"caf\xe8.jsonl", b"caf\\udce9.jsonl"]
+    digests = set()
+    for name in names:
+        file = data / os.fsdecode(name)
+        file.write_text("1")
+        digests.add(input_digest(data))
+        folder = open_run_folder(tmp_path / "01", "demo", {}, {"d": data}, [file])
+        file.rename(folder.path / file.name)
+        finish_run_folder(folder, {"metrics": {}})
+        assert list(read_manifest(folder.path)["product"]) == [file.name]
+    assert len(digests) == len(names)
 
 
 def test_manifest_names_versions_and_product(tmp_path):
