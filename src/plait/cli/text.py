@@ -89,8 +89,7 @@ def _conversations(path: Path, tokenizer: Tokenizer) -> TextSource:
         sequence_tokens: int, rows_per_batch: int, num_batches: int, seed: int, *, num_new: int = 0
     ) -> Batches:
         tokens_per_batch = sequence_tokens * rows_per_batch
-        found = samples.first(num_batches * tokens_per_batch)
-        short = [sample for sample in found if len(sample.ids) <= sequence_tokens]
+        short = samples.first(num_batches * tokens_per_batch, sequence_tokens)
         if not short:
             raise DataError(
                 f"{file}: no conversation has at most {sequence_tokens} tokens; allow longer rows"
@@ -189,14 +188,21 @@ class _Samples:
         random.Random(0).shuffle(records)
         self._records, self._tokenise = records, tokenise
         self._samples: list[Sample] = []
-        self._num_read = self._num_tokens = 0
+        self._num_read = 0
 
-    def first(self, num_tokens: int) -> list[Sample]:
-        """Return the first samples that hold so many tokens, or all."""
-        while self._num_tokens < num_tokens and self._num_read < len(self._records):
+    def first(self, num_tokens: int, longest: int = _LONGEST) -> list[Sample]:
+        """Return samples of at most `longest` tokens: the first that hold so many, or all such.
+
+        What an earlier call has tokenised is returned with them.
+        """
+        fitting = [sample for sample in self._samples if len(sample.ids) <= longest]
+        num_found = sum(len(sample.ids) for sample in fitting)
+        while num_found < num_tokens and self._num_read < len(self._records):
             part = self._records[self._num_read : self._num_read + _READ_AT_ONCE]
             found = self._tokenise(part)
             self._samples += found
-            self._num_tokens += sum(len(sample.ids) for sample in found)
             self._num_read += len(part)
-        return self._samples
+            new = [sample for sample in found if len(sample.ids) <= longest]
+            fitting += new
+            num_found += sum(len(sample.ids) for sample in new)
+        return fitting
