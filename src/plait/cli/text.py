@@ -34,7 +34,7 @@ def text_source(
 
     `conversations` is a JSONL file or a run folder with `data/train.jsonl`; `documents` a JSONL
     file or the folder of a curation, `blend` that of a blend. The share counts where there are both
-    conversations and one of the others.
+    conversations and one of the others; at 0 or 1 the one that has no share is not read.
     Raises: ConfigError if none is there, or documents and a blend, or the blend was made with
     another tokenizer; DataError for unusable text.
     """
@@ -44,6 +44,8 @@ def text_source(
         )
     if "documents" in inputs and "blend" in inputs:
         raise ConfigError("both documents and a blend of documents are given; give one of them")
+    unread = _without_share(inputs, conversation_share)
+    inputs = {role: path for role, path in inputs.items() if role not in unread}
     tokenizer = Tokenizer.from_directory(tokenizer_from)
     spoken = (
         _conversations(inputs["conversations"], tokenizer) if "conversations" in inputs else None
@@ -64,7 +66,7 @@ def text_source(
             return only(*size, num_batches, seed, num_new=num_new)
         # One more than its share: where a share falls between two batches, either may be drawn.
         num_written = round(num_batches * (1 - conversation_share)) + 1
-        num_spoken = num_batches - num_written + 1
+        num_spoken = max(num_batches - num_written + 1, 1)
         new_spoken = round(num_new * conversation_share)
         return Proportion(
             spoken(*size, num_spoken, seed, num_new=new_spoken),
@@ -73,6 +75,14 @@ def text_source(
         )
 
     return source
+
+
+def _without_share(inputs: Mapping[str, Path], conversation_share: float) -> tuple[str, ...]:
+    """Return the roles of which nothing is to be drawn although both kinds of text are given."""
+    both = "conversations" in inputs and ("documents" in inputs or "blend" in inputs)
+    if both and conversation_share == 0:
+        return ("conversations",)
+    return ("documents", "blend") if both and conversation_share == 1 else ()
 
 
 def _conversations(path: Path, tokenizer: Tokenizer) -> TextSource:

@@ -47,3 +47,15 @@ def test_conversations_that_do_not_fit_a_row_do_not_count_as_found(tokenizer, tm
     source(64, 1, 300, 0, num_new=200)
     with pytest.raises(DataError, match=r"600 texts that fit a row .* lower"):
         source(64, 1, 900, 0, num_new=900)
+
+
+@pytest.mark.parametrize(("share", "num_spoken"), [(0.0, 0), (0.01, 0), (0.3, 6), (1.0, 20)])
+def test_each_kind_of_text_has_its_share(tokenizer, tmp_path, share, num_spoken):
+    said = write_conversations(tmp_path / "said.jsonl", ["B"] * 90)
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text((json.dumps({"text": "C1 " * 90, "id": "c"}) + "\n") * 90)
+    inputs = {"conversations": said, "documents": documents}
+    batches = text_source(inputs, tokenizer, share)(64, 1, 20, 0, num_new=20)
+    starts = [int(next(batches).tokens[0, 0]) for _ in range(20)]
+    only_said = text_source({"conversations": said}, tokenizer, share)(64, 1, 20, 0)
+    assert starts.count(int(next(only_said).tokens[0, 0])) == num_spoken
