@@ -22,6 +22,7 @@ from plait.core.recipe import StageFile, apply_override
 from plait.core.run_folder import check_free, model_directory
 from plait.core.sizes import GIB, format_bytes, parse_bytes
 from plait.model.count import ServingBytes
+from plait.model.hf_config import read_spec
 from plait.model.spec import PRESETS, ModelSpec
 
 
@@ -153,7 +154,9 @@ def cut_alike(name: str, like: Path, out: Path | None) -> None:
     if out is None:
         raise ConfigError("where to? Give --out DIR, a new folder")
     cut, scores = Cut.read(like / "model" / CUT_FILE), Scores.read(like / "scores")
-    prune_directory(_directory(name), cut, out / "model", scores.corrections(cut))
+    directory = _directory(name)
+    scores.check_shape(read_spec(directory))
+    prune_directory(directory, cut, out / "model", scores.corrections(cut))
     typer.echo(f"child:  {out / 'model'}, cut as {like / 'model'}")
 
 

@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import time
 
 import openai
@@ -139,8 +140,32 @@ def test_another_checkpoint_is_cut_alike(parent, child, tmp_path):
         cut_alike(str(parent), child, tmp_path / "other")
     with pytest.raises(ConfigError, match="no such file"):
         cut_alike(str(parent), parent, tmp_path / "a")
-    with pytest.raises(ConfigError, match=r"keeps 0 to \d+, the parent has 0 to|another layer"):
+    with pytest.raises(ConfigError, match="another shape: its pattern is M-M"):
         cut_alike(str(child), child, tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pattern", "M-M*-MM"),
+        ("hidden_size", 56),
+        ("intermediate_size", 96),
+        ("vocab_size", 97),
+        ("state_size", 32),
+        ("mamba_head_dim", 12),
+        ("num_key_value_heads", 4),
+        ("attention_head_dim", 8),
+        ("conv_kernel", 3),
+    ],
+)
+def test_a_model_of_another_shape_is_not_cut_alike(parent, child, tmp_path, field, value):
+    spec = load(parent).spec.model_copy(update={field: value})
+    save(init_weights(HybridLM(spec), 4), tmp_path / "other")
+    with pytest.raises(
+        ConfigError, match=f"its {field} is .*, this model's {re.escape(str(value))}"
+    ):
+        cut_alike(str(tmp_path / "other"), child, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
 
 
 def test_mistakes_are_told_before_work(parent, text, settings, tmp_path):

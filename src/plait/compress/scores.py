@@ -76,13 +76,25 @@ class Scores(NamedTuple):
         removed = {removal.layer for removal in self.removals[:num_removed]}
         return tuple(layer for layer in range(self.spec.num_layers) if layer not in removed)
 
+    def check_shape(self, parent: ModelSpec) -> None:
+        """Check that these scores can be those of a model, by all sizes of it.
+
+        Raises: ConfigError naming the first size that differs.
+        """
+        for name in _SIZES:
+            measured, found = getattr(self.spec, name), getattr(parent, name)
+            if found != measured:
+                raise ConfigError(
+                    "these scores were measured on a parent of another shape: its "
+                    f"{name} is {measured}, this model's {found}"
+                )
+
     def cut(self, shape: Shape, parent: ModelSpec) -> Cut:
         """Return the cut to this shape that keeps what matters most.
 
         Raises: ConfigError if the shape does not fit or the scores are those of another parent.
         """
-        if _measures(parent) != _measures(self.spec):
-            raise ConfigError("these scores were measured on a parent of another shape")
+        self.check_shape(parent)
         shape.spec(parent)
         kept = {kind: [i for i in layers_of(parent, kind) if i in shape.layers] for kind in "M-"}
         channels = {i: top(self.mamba[i].norm(dim=0), shape.mamba_head_dim) for i in kept["M"]}
@@ -201,6 +213,24 @@ class Scores(NamedTuple):
 
 _BY_LAYER = ("feed_forward", "mamba", "attention")
 _TABLES = ("embedding", *_BY_LAYER, "moments")
+# Fields of a spec that shape its tensors.
+_SIZES = (
+    "pattern",
+    "hidden_size",
+    "vocab_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "attention_head_dim",
+    "mamba_num_heads",
+    "mamba_head_dim",
+    "num_groups",
+    "state_size",
+    "conv_kernel",
+    "use_conv_bias",
+    "use_bias",
+    "mlp_bias",
+)
 
 
 def norm_name(layer: int) -> str:
@@ -238,19 +268,6 @@ def _correction(moments: Tensor, kept: Tensor) -> Tensor:
     """Return (rows,) factors for moments (rows, n), of which `kept` columns stay."""
     moments = moments.double()
     return (1.0 - moments.mean(1) + moments[:, kept].mean(1)).sqrt()
-
-
-def _measures(spec: ModelSpec) -> tuple[Any, ...]:
-    """Return what scores of one model must share with another to say something about it."""
-    return (
-        spec.pattern,
-        spec.hidden_size,
-        spec.intermediate_size,
-        spec.mamba_num_heads,
-        spec.mamba_head_dim,
-        spec.num_groups,
-        spec.num_attention_heads,
-    )
 
 
 def _from_json(table: dict[str, Any]) -> dict[str, Any]:
