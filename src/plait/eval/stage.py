@@ -144,7 +144,8 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     for checkpoint, scores in rows.items():
         flat |= {f"panel.{checkpoint}.{name}": value for name, value in scores.items()}
     last = rows.get(model.name, {})
-    return flat | {name: last[name] for name in ("tool_calls.exact", "instructions.strict") if last}
+    shown = ("tool_calls.exact", "instructions.strict")
+    return flat | {name: last[name] for name in shown if name in last}
 
 
 def _asked(

@@ -29,6 +29,13 @@ def held_out_question(index):
     }
 
 
+def write_questions(folder, questions):
+    (folder / "data").mkdir(parents=True)
+    text = "".join(json.dumps(question) + "\n" for question in questions)
+    (folder / "data" / "test.jsonl").write_text(text)
+    return folder
+
+
 def write_metrics(folder, evaluations):
     lines = [{"step": 1, "tokens": 10, "loss": 5.0}]
     lines += [
@@ -48,9 +55,7 @@ def inputs(tmp_path_factory):
     spec = ModelSpec.preset("test", vocab_size=tokenizer.vocab_size)
     model = init_weights(HybridLM(spec), 3)
     save(model, folder / "sft" / "model", tokenizer_from=folder / "tokenizer")
-    (folder / "sft" / "data").mkdir()
-    text = "".join(json.dumps(held_out_question(i)) + "\n" for i in range(7))
-    (folder / "sft" / "data" / "test.jsonl").write_text(text)
+    write_questions(folder / "sft", [held_out_question(i) for i in range(7)])
     write_metrics(folder / "pretrain", {0: 7.5, 20: 3.0, 40: 2.5})
     return {"model": folder / "sft", "pretrain": folder / "pretrain"}
 
@@ -126,10 +131,7 @@ def test_a_panel_and_the_checkpoint_before_traces_were_cut(inputs, tmp_path):
     held_out += [common | {"tools": tools, "verifier": "toolcall", "reference": reference}]
     nothing = json.dumps({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]})
     held_out += [common | {"verifier": "instruction", "reference": nothing}]
-    panel = tmp_path / "tools"
-    (panel / "data").mkdir(parents=True)
-    text = "".join(json.dumps(question) + "\n" for question in held_out)
-    (panel / "data" / "test.jsonl").write_text(text)
+    panel = write_questions(tmp_path / "tools", held_out)
     (tmp_path / "earlier").mkdir()
     (tmp_path / "earlier" / "model").symlink_to(inputs["model"] / "model")
     more = {"panel": panel, "checkpoints": tmp_path / "earlier", "uncut": tmp_path / "earlier"}
@@ -145,6 +147,14 @@ def test_a_panel_and_the_checkpoint_before_traces_were_cut(inputs, tmp_path):
     assert {r["setting"] for r in scores["uncut"]} == {name + ".free" for name in NAMES}
     for name in NAMES:
         assert summary[f"uncut.well_formed.{name}"] == summary[f"well_formed.{name}"]
+
+
+def test_a_panel_may_have_questions_of_one_kind_only(inputs, tmp_path):
+    panel = write_questions(tmp_path / "panel", [held_out_question(0)])
+    settings = SETTINGS.model_copy(update={"num_questions": 1, "budgets": ()})
+    summary = run(settings, inputs | {"panel": panel}, tmp_path / "out")
+    names = [name for name in summary if name.startswith(("panel", "tool", "instr"))]
+    assert names == ["panel.sft.chains.think", "panel.sft.chains.no_think"]
 
 
 @pytest.mark.parametrize("evaluations", [{}, {0: 7.0}, {20: 3.0, 40: 2.5}])
