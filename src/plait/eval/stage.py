@@ -28,6 +28,7 @@ from plait.core.progress import Progress
 from plait.core.recipe import inputs_of
 from plait.engine.engine import Engine
 from plait.engine.request import Completion, SamplingParams
+from plait.eval.check import check_prompts, check_references
 from plait.eval.panel import Answer as PanelAnswer
 from plait.eval.panel import panel_scores
 from plait.eval.run import (
@@ -41,6 +42,7 @@ from plait.eval.run import (
     check_verifiers,
     read_questions,
     summarise,
+    switched,
 )
 from plait.grade.verifiers import VERIFIERS, Verifier, load_verifier
 from plait.train.fit import session
@@ -106,8 +108,9 @@ class EvalSettings(Settings):
 def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
     """Evaluate `inputs["model"]` on its held-out questions and write scores and answers to `out`.
 
-    Raises: ConfigError for a missing input; DataError for questions or pretraining scores that are
-    missing or cannot be read.
+    Questions and models are checked before anything is generated.
+    Raises: DataError for questions that cannot be asked or graded, or for pretraining scores that
+    are missing or cannot be read; CheckpointError for a model that is not whole.
     """
     model = inputs["model"]
     before, after = {}, {}
@@ -116,7 +119,7 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     asked = inputs.get("questions", model) / "data" / "test.jsonl"
     questions = read_questions(asked, settings.num_questions)
     panel = read_questions(inputs["panel"] / "data" / "test.jsonl") if "panel" in inputs else []
-    check_verifiers([*questions, *panel], VERIFIERS)
+    _check(inputs, questions, panel)
     ways = settings.ways_of_asking()
     free = [way for way in ways if way.name.endswith(FREE)]
     with session(settings.num_threads):
@@ -146,6 +149,22 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     last = rows.get(model.name, {})
     shown = ("tool_calls.exact", "instructions.strict")
     return flat | {name: last[name] for name in shown if name in last}
+
+
+def _check(inputs: dict[str, Path], questions: list[Question], panel: list[Question]) -> None:
+    """Refuse what no model could be asked or nothing could grade."""
+    check_verifiers([*questions, *panel], VERIFIERS)
+    check_references([*questions, *panel], verifiers_of([*questions, *panel]))
+    # As `ask` puts them: with a switch, of which this is the longer one, and without tools.
+    switched_off = [
+        each._replace(prompt=switched(each.prompt, thinking=False), tools=None)
+        for each in questions
+    ]
+    check_prompts(inputs["model"] / "model", [*switched_off, *panel])
+    if "uncut" in inputs:
+        check_prompts(inputs["uncut"] / "model", switched_off)
+    for checkpoint in inputs_of(inputs, "checkpoints") if panel else []:
+        check_prompts(checkpoint / "model", panel)
 
 
 def _asked(

@@ -1,11 +1,13 @@
 """The stage on a tiny random model: what it writes, returns and refuses."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
 from plait.core.errors import ConfigError, DataError
 from plait.data.train_tokenizer import train_tokenizer
+from plait.engine.engine import Engine
 from plait.eval.stage import EvalSettings, read_bits_per_byte, run
 from plait.model.hf import save
 from plait.model.init import init_weights
@@ -155,6 +157,36 @@ def test_a_panel_may_have_questions_of_one_kind_only(inputs, tmp_path):
     summary = run(settings, inputs | {"panel": panel}, tmp_path / "out")
     names = [name for name in summary if name.startswith(("panel", "tool", "instr"))]
     assert names == ["panel.sft.chains.think", "panel.sft.chains.no_think"]
+
+
+LONG = [{"role": "user", "content": "7" * 1024}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"reference": "seven"}, "question 'q1': reference 'seven' .* holds no number"),
+        ({"verifier": "choice"}, "question 'q1': reference '3' .* is no letter"),
+        ({"verifier": "program"}, r"question 'q1': .* is neither .*test"),
+        ({"verifier": "maths", "reference": " "}, "question 'q1': .* is empty"),
+        pytest.param(
+            {"verifier": "maths", "reference": "$"},
+            "question 'q1': .* is no expression",
+            marks=pytest.mark.skipif(not find_spec("math_verify"), reason="math-verify"),
+        ),
+        ({"prompt": LONG}, r"question 'q1': its prompt has 1,\d+ tokens.* 1,024 tokens"),
+        ({"prompt": [{"role": "judge", "content": ""}, *LONG]}, "'q1': the chat template"),
+    ],
+)
+@pytest.mark.parametrize("role", ["questions", "panel"])
+def test_bad_questions_are_refused_before_any_is_asked(
+    inputs, tmp_path, monkeypatch, role, changed, message
+):
+    monkeypatch.setattr(Engine, "from_path", lambda *_, **__: pytest.fail("loaded"))
+    asked = [held_out_question(0), held_out_question(1) | changed]
+    folder = write_questions(tmp_path / "asked", asked)
+    with pytest.raises(DataError, match=message):
+        run(SETTINGS, inputs | {role: folder}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("evaluations", [{}, {0: 7.0}, {20: 3.0, 40: 2.5}])
