@@ -15,7 +15,7 @@ run.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +127,8 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         uncut: list[Result] = []
         if "uncut" in inputs:
             uncut, _ = _asked(settings, inputs["uncut"], questions, free)
-        rows = _panel(settings, panel, [*inputs_of(inputs, "checkpoints"), model])
+        names = row_names([*inputs_of(inputs, "checkpoints"), model])
+        rows = _panel(settings, panel, names)
     lines = [json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in answers]
     write_atomic(out / "answers.jsonl", "".join(lines))
     record = {
@@ -146,7 +147,7 @@ def run(settings: EvalSettings, inputs: dict[str, Path], out: Path) -> dict[str,
             flat[f"uncut.accuracy.{name}.{family}"] = mean.accuracy
     for checkpoint, scores in rows.items():
         flat |= {f"panel.{checkpoint}.{name}": value for name, value in scores.items()}
-    last = rows.get(model.name, {})
+    last = rows.get(names[model], {})
     shown = ("tool_calls.exact", "instructions.strict")
     return flat | {name: last[name] for name in shown if name in last}
 
@@ -192,16 +193,26 @@ def _asked(
 
 
 def _panel(
-    settings: EvalSettings, questions: list[Question], checkpoints: list[Path]
+    settings: EvalSettings, questions: list[Question], checkpoints: Mapping[Path, str]
 ) -> dict[str, dict[str, float]]:
-    """Score every checkpoint on the panel's questions, if there are any."""
+    """Score every checkpoint on the panel's questions, if there are any, under its name."""
     verifiers = verifiers_of(questions)
     rows: dict[str, dict[str, float]] = {}
-    for checkpoint in checkpoints if questions else []:
+    for checkpoint, name in checkpoints.items() if questions else []:
         engine = Engine.from_path(checkpoint / "model", max_num_seqs=settings.max_num_seqs)
         answer = answers_of(engine)
-        rows[checkpoint.name] = panel_scores(questions, answer, verifiers, settings.max_tokens)
+        rows[name] = panel_scores(questions, answer, verifiers, settings.max_tokens)
     return rows
+
+
+def row_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return what to call folders: their names, with as many parents as tell all of them apart."""
+    parts = {folder: folder.absolute().parts for folder in folders}
+    for length in range(1, max(map(len, parts.values())) + 1):
+        names = {folder: "/".join(whole[-length:]) for folder, whole in parts.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return names
 
 
 def verifiers_of(questions: Sequence[Question]) -> dict[str, Verifier]:

@@ -2,13 +2,14 @@
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from plait.core.errors import ConfigError, DataError
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
-from plait.eval.stage import EvalSettings, read_bits_per_byte, run
+from plait.eval.stage import EvalSettings, read_bits_per_byte, row_names, run
 from plait.model.hf import save
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
@@ -157,6 +158,27 @@ def test_a_panel_may_have_questions_of_one_kind_only(inputs, tmp_path):
     summary = run(settings, inputs | {"panel": panel}, tmp_path / "out")
     names = [name for name in summary if name.startswith(("panel", "tool", "instr"))]
     assert names == ["panel.sft.chains.think", "panel.sft.chains.no_think"]
+
+
+def test_checkpoints_of_the_same_name_have_rows_of_their_own(inputs, tmp_path):
+    earlier = {}
+    for run_name, role in (("a", "checkpoints"), ("b", "checkpoints.b")):
+        earlier[role] = tmp_path / run_name / "sft"
+        earlier[role].mkdir(parents=True)
+        (earlier[role] / "model").symlink_to(inputs["model"] / "model")
+    panel = {"panel": write_questions(tmp_path / "panel", [held_out_question(0)])}
+    settings = SETTINGS.model_copy(update={"num_questions": 1, "budgets": ()})
+    run(settings, inputs | panel | earlier, tmp_path / "out")
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    last = f"{inputs['model'].parent.name}/sft"
+    assert list(scores["panel"]) == ["a/sft", "b/sft", last]
+
+
+def test_rows_are_called_by_as_much_of_a_path_as_it_takes():
+    assert list(row_names([Path("x/05_sft"), Path("06")]).values()) == ["05_sft", "06"]
+    assert list(row_names([Path("x/05"), Path("y/05")]).values()) == ["x/05", "y/05"]
+    same = Path("x").absolute()
+    assert set(row_names([Path("x"), same]).values()) == {"/".join(same.parts)}
 
 
 LONG = [{"role": "user", "content": "7" * 1024}]
