@@ -1,8 +1,8 @@
 """A panel of held-out questions of several kinds, asked to every checkpoint of a recipe.
 
 It shows what a stage gains and what it costs elsewhere: each kind of question is a column, each
-checkpoint a row. Questions with a number for an answer are asked with thinking on and off, all
-others with thinking off; greedy, each once.
+checkpoint a row. Questions that have to be worked out are asked with thinking on and off, all
+others (calls, instructions, letters) with thinking off; greedy, each once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,12 @@ Answer = Callable[[Sequence[Question], bool, SamplingParams], list[Completion]]
 COLUMNS = {
     ("number", True): "chains.think",
     ("number", False): "chains.no_think",
+    ("maths", True): "maths.think",
+    ("maths", False): "maths.no_think",
+    ("choice", True): "choices.think",
+    ("choice", False): "choices.no_think",
+    ("program", True): "programs.think",
+    ("program", False): "programs.no_think",
     ("toolcall", False): "tool_calls.exact",
     ("instruction", False): "instructions.strict",
     ("reply", False): "letters.gold",
