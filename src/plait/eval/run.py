@@ -217,6 +217,15 @@ def _question(line: str, where: str) -> Question:
             f"{where}: a question has the fields {', '.join(Question._fields[:-1])}; "
             f"{type(error).__name__}: {error}"
         ) from None
+    if isinstance(question.id, int):  # as many public sets have it
+        question = question._replace(id=str(question.id))
+    for field in ("id", "family", "verifier", "reference"):
+        if not isinstance(getattr(question, field), str):
+            raise DataError(f"{where}: {field} is {getattr(question, field)!r}; it must be a text")
+    for field in ("prompt", "tools"):
+        listed = getattr(question, field) or []
+        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+            raise DataError(f"{where}: {field} is {listed!r}; it must be a list of objects")
     if last.get("role") not in ("user", "tool") or not isinstance(last.get("content"), str):
         raise DataError(f"{where}: the prompt must end with a message of text by a user or tool")
     return question

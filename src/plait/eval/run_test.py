@@ -106,6 +106,8 @@ def test_questions_are_read_up_to_the_limit(tmp_path):
     file.write_text("".join(json.dumps(question(i)._asdict()) + "\n" for i in range(5)))
     assert read_questions(file, 2) == [question(0), question(1)]
     assert len(read_questions(file)) == 5
+    file.write_text(json.dumps(question(0)._asdict() | {"id": 7}))
+    assert read_questions(file)[0].id == "7"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,12 @@ def test_questions_are_read_up_to_the_limit(tmp_path):
             json.dumps(question(0)._asdict() | {"prompt": [{"role": "assistant", "content": "x"}]}),
             "line 1: the prompt must end with a message of text",
         ),
+        (json.dumps(question(0)._asdict() | {"prompt": "x"}), "line 1: prompt is 'x'; .* a list"),
+        (json.dumps(question(0)._asdict() | {"prompt": ["x"]}), "line 1: prompt is .* of objects"),
+        (json.dumps(question(0)._asdict() | {"reference": 7}), "line 1: reference is 7; .* a text"),
+        (json.dumps(question(0)._asdict() | {"verifier": ["x"]}), "line 1: verifier is .* a text"),
+        (json.dumps(question(0)._asdict() | {"family": None}), "line 1: family is None; .* text"),
+        (json.dumps(question(0)._asdict() | {"tools": ["x"]}), "line 1: tools is .* of objects"),
     ],
 )
 def test_bad_questions_are_named(tmp_path, text, message):
