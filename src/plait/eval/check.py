@@ -30,9 +30,10 @@ def check_references(questions: Sequence[Question], verifiers: Mapping[str, Veri
 def check_prompts(directory: Path, questions: Sequence[Question]) -> None:
     """Refuse prompts that leave no room for an answer in the context of a model, or are none.
 
-    Raises: DataError naming the question, or if the model's files cannot be read.
+    Raises: DataError naming the question; CheckpointError or DataError naming a file of the model
+    that is missing or wrong.
     """
-    tokenizer, spec = Tokenizer.from_directory(directory), read_spec(directory)
+    spec, tokenizer = read_spec(directory), Tokenizer.from_directory(directory)
     for question in questions:
         try:
             num_tokens = max(
