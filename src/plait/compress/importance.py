@@ -224,7 +224,8 @@ def _claim(folder: Path, subject: dict[str, Any]) -> None:
     """Take a folder for the scores of a subject, or go on with one that has them."""
     file = folder / "work.json"
     if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
+        # What begins with a dot was being written when a run was killed.
+        if folder.exists() and any(not each.name.startswith(".") for each in folder.iterdir()):
             raise ConfigError(f"{folder}: is not empty and holds no scores; give a new folder")
         write_json(file, subject)
         return

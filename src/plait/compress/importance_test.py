@@ -301,6 +301,13 @@ def test_more_removals_can_be_asked_of_finished_scores(parent, tmp_path, no_plot
     assert found["scores.safetensors"] == expected["scores.safetensors"]
 
 
+def test_a_run_that_was_killed_at_its_first_file_is_continued(parent, tmp_path, no_plots):
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / ".work.json.partial").write_text('{"par')
+    score(parent, tokens_of(SPEC, 2, 9), tmp_path / "scores", ScoreSettings())
+    assert Scores.read(tmp_path / "scores").spec == SPEC
+
+
 def test_a_folder_of_other_scores_is_not_continued(parent, tmp_path, no_plots):
     score(parent, tokens_of(SPEC, 2, 9), tmp_path / "scores", ScoreSettings())
     changed = ScoreSettings(depth_metric="kl", keep={"*": 1})
