@@ -10,6 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+UNKNOWN = "unknown"
+"""Kind of a folder that no stage has written, or not yet."""
 _STAGE_FOLDER = re.compile(r"(\d+)_\w+")
 
 
@@ -79,7 +81,7 @@ def read_stage(path: Path) -> StageRecord:
     origin = _read_object(path / "settings.json")
     return StageRecord(
         name=path.name,
-        kind=str(origin.get("stage", "unknown")),
+        kind=str(origin.get("stage", UNKNOWN)),
         path=path,
         settings=origin.get("settings") or {},
         manifest=_read_object(path / "manifest.json"),

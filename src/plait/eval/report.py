@@ -23,7 +23,7 @@ from plait.eval.plots import (
     stacked_bars,
     training_curves,
 )
-from plait.eval.read import StageRecord, read_stage, read_stages
+from plait.eval.read import UNKNOWN, StageRecord, read_stage, read_stages
 
 FREE = ".free"
 _BITS = "eval.bits_per_byte."
@@ -61,12 +61,16 @@ class EvalView(NamedTuple):
 def write_report(run_directory: Path, names: Collection[str] | None = None) -> Path:
     """Write `run_directory`/report.html from the stage folders in it and return its path.
 
-    With `names`, of these folders alone.
-    Raises: ConfigError if there is no such folder; PlaitError naming the extra to install if
-    matplotlib is missing.
+With `names`, of these folders alone; the folder of a stage that stands alone gets its own.
+    Raises: ConfigError if there is no such folder or no stage in it; PlaitError naming the extra
+    to install if matplotlib is missing.
     """
     if not run_directory.is_dir():
         raise ConfigError(f"{run_directory}: no such run folder; give one such as runs/tiny")
+    if read_stage(run_directory).kind != UNKNOWN:
+        return write_stage_report(run_directory)
+    if not read_stages(run_directory):
+        raise ConfigError(f"{run_directory}: holds no stage; give a run folder such as runs/tiny")
     page = run_directory / "report.html"
     write_atomic(page, render(run_directory.resolve().name, read_stages(run_directory, names)))
     return page

@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from plait.core.errors import PlaitError
+from plait.core.errors import ConfigError, PlaitError
 from plait.eval import plots
 from plait.eval.fixture_test import write_run, write_stage
 from plait.eval.plots import Curve, stacked_bars, training_curves
 from plait.eval.read import read_stages
-from plait.eval.report import duration, write_report
+from plait.eval.report import duration, write_report, write_stage_report
 
 EVIL = "<script>alert('$x_1$')</script>"
 
@@ -129,8 +129,21 @@ def test_absent_stages_leave_notes(tmp_path):
     assert "<svg" not in page
 
 
-def test_an_empty_run_and_unfinished_training_are_shown(tmp_path):
-    assert "no stages yet" in write_report(tmp_path).read_text(encoding="utf-8")
+def test_a_folder_without_stages_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no stage"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_stands_alone_keeps_its_report(tmp_path):
+    line = {"step": 1, "tokens": 64, "loss": 5.0, "learning_rate": 1e-3}
+    folder = write_stage(tmp_path, "child", "distill", lines=[line])
+    page = write_stage_report(folder).read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert write_report(folder).read_text(encoding="utf-8") == page
+
+
+def test_unfinished_training_is_shown(tmp_path):
     line = {"step": 1, "tokens": 64, "loss": 5.0, "learning_rate": 1e-3}
     folder = write_stage(tmp_path, "04_pretrain", "pretrain", lines=[line], finished=False)
     with (folder / "metrics.jsonl").open("a") as file:
