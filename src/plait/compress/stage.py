@@ -230,12 +230,12 @@ def _record(
 def _summary(
     parent: ModelSpec, found: Sequence[Candidate], ranked: Sequence[Ranked], best: Ranked
 ) -> dict[str, float]:
-    return {
+    summary = {
         "parameters": float(best.candidate.spec.num_parameters),
         "parameters_parent": float(parent.num_parameters),
         "memory_bytes": float(best.candidate.memory.total),
         "candidates": float(len(found)),
         "candidates_ranked": float(len(ranked)),
         "kl": best.kl,
-        "kl_healed": best.final_kl,
     }
+    return summary if best.healed_kl is None else summary | {"kl_healed": best.healed_kl}

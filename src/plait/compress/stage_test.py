@@ -141,6 +141,14 @@ def test_the_search_measures_before_it_chooses(cut):
     healed = {e["name"]: e["healed_kl"] for e in found["ranked"] if e["healed_kl"] is not None}
     assert set(healed) == set(found["finalists"])
     assert found["finalists"][0] == min(healed, key=lambda name: healed[name])
+    assert cut[1]["kl_healed"] == min(healed.values()) != cut[1]["kl"]
+
+
+def test_what_was_not_healed_is_not_reported_so(parent, source, tmp_path):
+    settings = parse(CompressSettings, COMPRESS, top_k=1)
+    metrics = compress(settings, {"model": parent}, tmp_path, source)
+    assert "kl" in metrics
+    assert "kl_healed" not in metrics
 
 
 def test_interrupted_it_goes_on_and_ends_the_same(parent, cut, source, tmp_path, monkeypatch):
