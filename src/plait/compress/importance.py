@@ -61,10 +61,21 @@ class ScoreSettings(Settings):
     """Never remove the first and the last layer."""
     tokens_per_forward: int = Field(2048, gt=0)
     """Tokens that pass through a layer at once; bounds the memory of activations."""
-    stream_gib: float = Field(1.0, gt=0)
+    stream_gib: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Memory for the residual streams of candidates; more of it reads each layer less often."""
-    device: str = "cpu"
-    """Where layers run."""
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Where layers run: cpu, cuda or cuda:N."""
+
+    def check_device(self) -> None:
+        """Check that the device is there, which a recipe made elsewhere cannot know.
+
+        Raises: ConfigError if it is not.
+        """
+        device = torch.device(self.device)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"score.device = {self.device!r}: torch sees {torch.cuda.device_count()} GPUs here"
+            )
 
     def sweep(self, model: ModelDirectory) -> Sweep:
         """Return how streams are carried through a model."""
@@ -82,9 +93,11 @@ def score(
     """Measure the importance of all parts of a model directory on calibration rows.
 
     Activations are in the model's dtype, or in float32 where the processor multiplies that faster.
-    Raises: ConfigError if the settings ask for too much or the folder holds scores of something
-    else, DataError if the rows cannot be used, CheckpointError if the parent is incomplete.
+    Raises: ConfigError if the settings ask for too much, the device is not there or the folder
+    holds scores of something else, DataError if the rows cannot be used, CheckpointError if the
+    parent is incomplete.
     """
+    settings.check_device()
     model = ModelDirectory(parent)
     _check_tokens(tokens, model.spec.vocab_size)
     rules = Rules(settings.keep, settings.protect_ends)

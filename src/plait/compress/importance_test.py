@@ -338,6 +338,21 @@ def test_calibration_that_cannot_be_used_is_refused(parent, tmp_path, tokens, me
     assert not (tmp_path / "scores").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("device", "gpu"), ("device", "cuda:x"), ("stream_gib", float("inf"))]
+)
+def test_settings_that_cannot_work_are_refused(key, value):
+    with pytest.raises(ConfigError, match=key):
+        ScoreSettings.parse({key: value}, "recipe")
+
+
+def test_a_device_that_is_not_there_is_refused_before_work(parent, tmp_path):
+    settings = ScoreSettings.parse({"device": "cuda:99"}, "recipe")  # a recipe may be for elsewhere
+    with pytest.raises(ConfigError, match=r"device = 'cuda:99': torch sees \d+ GPUs here"):
+        score(parent, tokens_of(SPEC, 2, 9), tmp_path / "scores", settings)
+    assert not (tmp_path / "scores").exists()
+
+
 def test_parents_that_cannot_be_scored_are_refused(random_model, parent, tmp_path):
     config = json.loads((parent / "config.json").read_text())
     (parent / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))

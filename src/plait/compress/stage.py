@@ -94,9 +94,10 @@ def compress(
 ) -> dict[str, float]:
     """Search for the best child of `inputs["model"]` in a budget and write it to `out/model`.
 
-    Raises: ConfigError if no allowed child fits; DataError if there is too little text;
-    CheckpointError for a parent that is incomplete.
+    Raises: ConfigError if no allowed child fits or the device is not there; DataError if there is
+    too little text; CheckpointError for a parent that is incomplete.
     """
+    settings.score.check_device()
     directory = model_directory(inputs["model"])
     parent_spec = read_spec(directory)
     grid = Grid.of(settings.ranges, parent_spec)
