@@ -75,14 +75,17 @@ def _read_reference(question: str, reference: str) -> dict[str, Any]:
         cases = record.get("cases")
         if isinstance(record.get("test"), str):
             return record
-        if cases and all(
-            isinstance(case.get("stdin"), str) and isinstance(case.get("stdout"), str)
-            for case in cases
-        ):
+        if cases and isinstance(cases, list) and all(map(_is_case, cases)):
             return record
     raise DataError(
         f"reference {reference[:200]!r} of the question {question!r} is neither "
         '{"test": "..."} nor {"cases": [{"stdin": "...", "stdout": "..."}, ...]}'
+    )
+
+
+def _is_case(case: Any) -> bool:
+    return isinstance(case, dict) and all(
+        isinstance(case.get(side), str) for side in ("stdin", "stdout")
     )
 
 

@@ -64,7 +64,18 @@ def test_cases_of_input_and_output():
 
 
 @pytest.mark.parametrize(
-    "reference", ["x", "[]", "{}", '{"cases": []}', '{"cases": [{"stdin": ""}]}', '{"test": 1}']
+    "reference",
+    [
+        "x",
+        "[]",
+        "{}",
+        '{"cases": []}',
+        '{"cases": [{"stdin": ""}]}',
+        '{"test": 1}',
+        '{"cases": 7}',
+        '{"cases": ["x"]}',
+        '{"cases": {"stdin": "", "stdout": ""}}',
+    ],
 )
 def test_a_reference_that_cannot_be_used_is_the_data_s_fault(reference):
     with pytest.raises(DataError, match="question 'q'"):

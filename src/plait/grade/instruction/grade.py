@@ -96,12 +96,17 @@ def grade_instruction(question: str, reference: str, answer: str) -> Score:
     """
     try:
         record = json.loads(reference)
-        names, arguments = record["instruction_id_list"], record["kwargs"]
+        names, arguments = list(record["instruction_id_list"]), list(record["kwargs"])
+        well_formed = all(isinstance(name, str) for name in names) and all(
+            isinstance(table, dict) for table in arguments
+        )
     except (ValueError, KeyError, TypeError):
+        well_formed = False
+    if not well_formed:
         raise DataError(
             f"reference {reference!r} of the question {question!r} is not JSON with the keys "
-            "instruction_id_list and kwargs"
-        ) from None
+            "instruction_id_list and kwargs, a list of texts and one of tables"
+        )
     if not names:
         raise DataError(f"the question {question!r} names no instruction to check")
     try:

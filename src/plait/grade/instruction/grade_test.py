@@ -130,7 +130,16 @@ def test_bad_records_are_the_data_s_fault(names, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "reference", ["x", "[]", "{}", '{"instruction_id_list": [], "kwargs": []}']
+    "reference",
+    [
+        "x",
+        "[]",
+        "{}",
+        '{"instruction_id_list": [], "kwargs": []}',
+        '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": 5}',
+        '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": [5]}',
+        '{"instruction_id_list": [["x"]], "kwargs": [{}]}',
+    ],
 )
 def test_a_reference_that_is_no_record_is_refused(reference):
     with pytest.raises(DataError, match="question 'q'"):
