@@ -61,7 +61,7 @@ class EvalView(NamedTuple):
 def write_report(run_directory: Path, names: Collection[str] | None = None) -> Path:
     """Write `run_directory`/report.html from the stage folders in it and return its path.
 
-With `names`, of these folders alone; the folder of a stage that stands alone gets its own.
+    With `names`, of these folders alone; the folder of a stage that stands alone gets its own.
     Raises: ConfigError if there is no such folder or no stage in it; PlaitError naming the extra
     to install if matplotlib is missing.
     """
