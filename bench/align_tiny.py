@@ -5,8 +5,7 @@
 
 Takes the pretrained model of a finished tiny recipe and for each seed runs the recipe's stages of
 alignment with that seed, and two controls at equal tokens: the second stage with its samples joined
-in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces. Also
-instruction RL for three times as many steps, which `make demo` has no time for, with a KL term.
+in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces.
 What is finished is not run again, and an interrupted call goes on where it was. Ends with a table:
 for each figure its mean and its values by seed.
 """
@@ -31,7 +30,6 @@ TRAINED = ("sft", "sft_tools", "sft_long", "ifeval_rl", "dpo", "reward", "rlhf",
 VARIANTS = {
     "sft_tools": {"joined": ['packing="joined"']},
     "sft_long": {"uncut": ["chains.truncated_share=0.0"]},
-    "ifeval_rl": {"longer": ["num_steps=180", "policy.kl_weight=0.05"]},
 }
 NO_MODEL = ("reward",)
 """Checkpoints that answer nothing."""
@@ -76,10 +74,12 @@ def measure(name: str, folders: dict[str, Path], settings: EvalSettings) -> dict
     asked = read_questions(folders["sft"] / "data" / "test.jsonl", NUM_BUDGET_QUESTIONS)
     for way in settings.ways_of_asking() if name in OVER_BUDGETS else []:
         if way.name.endswith(FREE):
-            result = summarise(way, ask(asked, way, engine.generate, verifiers_of(asked)))
-            setting = way.name.removesuffix(FREE)
+            answers = ask(asked, way, engine.generate, verifiers_of(asked))
+            result, setting = summarise(way, answers), way.name.removesuffix(FREE)
+            kept = [answer.score for answer in answers if answer.well_formed]
             scores[f"accuracy.{setting}"] = result.overall.accuracy
             scores[f"well_formed.{setting}"] = result.well_formed
+            scores[f"right_and_well_formed.{setting}"] = sum(kept) / len(answers)
             scores[f"accuracy.{setting}.last"] = result.families["last"].accuracy
     return scores
 

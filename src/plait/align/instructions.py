@@ -116,6 +116,10 @@ class InstructionSettings(Settings):
     """Cards to name in each answer."""
     max_instructions: int = Field(2, ge=1)
     """Each item has 1 to this many instructions, of different kinds."""
+    care: float = Field(1.0, ge=0, le=1)
+    """How often a demonstration follows an instruction. The others are overlooked, each by itself:
+    a model that learns from them can do what is asked and often does not, which leaves something
+    for reinforcement."""
 
     @field_validator("kinds")
     @classmethod
@@ -153,12 +157,12 @@ class InstructionItem(NamedTuple):
         ]
         return f"Cards: {', '.join(self.cards)}.\nName the cards. {' '.join(asked)}"
 
-    @property
-    def answer(self) -> str:
-        """An answer that follows every instruction."""
+    def answer(self, rng: random.Random, care: float) -> str:
+        """Write an answer that follows each instruction with probability `care`."""
         draft = Draft(self.cards)
         for name, arguments in zip(self.ids, self.arguments, strict=True):
-            draft = KINDS[name].apply(draft, arguments)
+            if rng.random() < care:
+                draft = KINDS[name].apply(draft, arguments)
         return draft.text
 
 
@@ -186,7 +190,8 @@ def train_conversations(settings: InstructionSettings, seed: int) -> Iterator[di
     """Yield training conversations, thinking off: `id`, `messages`."""
     for index in range(settings.num_train):
         item = instruction_item(settings, seed, "train", index)
-        turns = (("user", item.question), ("assistant", item.answer))
+        rng = random.Random(mix_seed(seed, "instructions", "demonstration", index))
+        turns = (("user", item.question), ("assistant", item.answer(rng, settings.care)))
         yield {
             "id": f"instructions-train-{index}",
             "messages": [{"role": role, "content": content} for role, content in turns],

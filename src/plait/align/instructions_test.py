@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from plait.align.instructions import (
@@ -27,6 +29,24 @@ def test_every_answer_follows_its_instructions_and_names_the_cards():
         assert all(card in assistant["content"] for card in item.cards)
         met |= set(item.ids)
     assert met == set(KINDS)
+
+
+def test_a_careless_answer_overlooks_some_instructions_and_nothing_else():
+    careless = SETTINGS.model_copy(update={"care": 0.7})
+    followed = asked = 0
+    for talk, right, prompt in zip(
+        train_conversations(careless, 1),
+        train_conversations(SETTINGS, 1),
+        train_questions(careless, 1),
+        strict=True,
+    ):
+        assert talk["messages"][0] == right["messages"][0]
+        reference, text = prompt["reference"], talk["messages"][1]["content"]
+        number = len(json.loads(reference)["instruction_id_list"])
+        followed += round(grade_instruction("", reference, text).value * number)
+        asked += number
+    assert 0.65 < followed / asked < 0.75
+    assert list(held_out_questions(careless, 1)) == list(held_out_questions(SETTINGS, 1))
 
 
 def test_a_plain_list_of_the_cards_follows_none_of_them():
