@@ -6,8 +6,9 @@
 Takes the pretrained model of a finished tiny recipe and for each seed runs the recipe's stages of
 alignment with that seed, and two controls at equal tokens: the second stage with its samples joined
 in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces.
-What is finished is not run again, and an interrupted call goes on where it was. Ends with a table:
-for each figure its mean and its values by seed.
+What is finished is not run again, and an interrupted call goes on where it was. All is run on one
+thread, so seeds may be run beside each other. Ends with a table: for each figure its mean and its
+values by seed.
 """
 
 import json
@@ -46,8 +47,9 @@ REPORTED = {
 
 
 def stages_of(seed: int, *changes: str) -> dict[str, Stage]:
-    """Return the recipe's stages with this seed and some changes."""
+    """Return the recipe's stages with this seed, on one thread, and with some changes."""
     overrides = [f"{key}.seed={100 * seed + n}" for n, key in enumerate(TRAINED)]
+    overrides += [f"{key}.num_threads=1" for key in TRAINED]
     overrides.append(f"dpo.rounds.seed={100 * seed}")
     recipe = read_recipe(RECIPE, [*overrides, *changes])
     return {stage.file.key: stage for stage in check_recipe(recipe)}
