@@ -76,11 +76,8 @@ def settle_directories(parent: Path, pattern: str) -> None:
     A version that a new one had not yet taken the place of is put back. Nobody may be writing.
     """
     for replaced in parent.glob(f".{pattern}.replaced"):
-        target = parent / replaced.name.removeprefix(".").removesuffix(".replaced")
-        if target.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(target)
+        _put_back(parent / replaced.name.removeprefix(".").removesuffix(".replaced"))
+        shutil.rmtree(replaced, ignore_errors=True)
     for partial in parent.glob(f".{pattern}.partial"):
         shutil.rmtree(partial)
 
