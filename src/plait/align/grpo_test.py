@@ -188,6 +188,7 @@ def test_rollouts_come_back_from_their_file_bit_for_bit(groups, tmp_path):
         ({"prompt": "Q", "verifier": "nmber"}, r"no verifier 'nmber'; did you mean 'number'"),
         ({"verifier": "number"}, "a list of messages under `prompt`; its keys: verifier"),
         ({"prompt": "Q", "verifier": "number"}, "needs a `reference`"),
+        ({"prompt": "Q", "verifier": "number", "reference": None}, "needs a `reference`"),
         (
             {"prompt": "x" * 400, "verifier": "number", "reference": "1"},
             r"the prompt has \d+ tokens, more than the 100 that max_prompt_tokens",

@@ -3,7 +3,8 @@
 The report merges a model strong in reasoning with one strong in chat this way, with alpha from 0.1
 to 0.9 in steps of 0.1, and settles near 0.5 (sections 3.2 and 4.3). It works between descendants of
 one model, whose weights still lie in one valley; two that were trained apart give noise. So both
-must have the same tensors, shapes, config and tokenizer, and are refused by name where they do not.
+must have the same tensors (a reward model's head among them), shapes, config and tokenizer, and are
+refused by name where they do not.
 
 Files are read tensor by tensor and written shard by shard: memory holds one shard of the result,
 never a model.
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plait.align.reward import SCORE_FILE
 from plait.core.artifact import atomic_directory, disk_errors, file_digest
 from plait.core.errors import CheckpointError, ConfigError
 from plait.core.run_folder import model_directory
@@ -143,7 +145,7 @@ def _files(directory: Path) -> list[Path]:
     found = sorted(directory.glob("model*.safetensors"))
     if not found:
         raise CheckpointError(f"{directory}: no model*.safetensors file")
-    return found
+    return [*found, *directory.glob(SCORE_FILE)]
 
 
 def _open(path: Path) -> Any:

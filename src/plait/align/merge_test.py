@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from plait.align.merge import SweepPoint, best, kept, merge, sweep
+from plait.align.reward import RewardModel, load_reward_model, save_reward_model
 from plait.core.errors import CheckpointError, ConfigError
 from plait.model.hf import load, save
 from plait.model.init import init_weights
@@ -78,6 +79,17 @@ def test_models_that_do_not_belong_together_are_refused_by_name(two, tmp_path):
     with pytest.raises(CheckpointError, match=r"no model\*\.safetensors"):
         merge(a, tmp_path, 0.5, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_heads_of_reward_models_are_merged_too(two, tmp_path):
+    for number, path in enumerate(two):
+        model = RewardModel(load(path))
+        torch.nn.init.constant_(model.score.weight, number)
+        save_reward_model(model, tmp_path / str(number), tokenizer_from=path)
+    merge(tmp_path / "0", tmp_path / "1", 0.25, tmp_path / "out")
+    assert (load_reward_model(tmp_path / "out").score.weight == 0.25).all()
+    with pytest.raises(CheckpointError, match=r"score\.weight is \(1, 48\) in .* and absent in"):
+        merge(tmp_path / "0", two[1], 0.25, tmp_path / "out")
 
 
 def test_a_sweep_scores_every_alpha(two, tmp_path):

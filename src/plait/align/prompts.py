@@ -115,7 +115,7 @@ def _prompt(record: Record, verified: bool) -> Prompt:
             verifier_place(verifier)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
-        if "reference" not in record:
+        if record.get("reference") is None:
             raise DataError(f"{name}: needs a `reference`, which the verifier compares with")
     if verified and not isinstance(reference, str):
         reference = json.dumps(reference)

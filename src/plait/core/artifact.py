@@ -18,6 +18,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from plait.core.errors import ConfigError
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing."""
@@ -52,7 +54,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the name `path` when the block ends without an error.
 
     A folder that already stands at `path` is replaced.
+    Raises: ConfigError if that is the one this process works in, or holds it.
     """
+    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise ConfigError(
+            f"{path}: the present working directory lies there, so it cannot be replaced whole; "
+            "give the name of another folder"
+        )
     _put_back(path)
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,5 @@
 import errno
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -10,6 +11,7 @@ from plait.core.artifact import (
     write_atomic,
     write_json,
 )
+from plait.core.errors import ConfigError
 
 
 def test_write_replaces_whole_files(tmp_path):
@@ -63,6 +65,18 @@ def test_what_safetensors_says_of_the_disk_is_an_os_error(tmp_path, number):
     assert caught.value.errno == number
     with pytest.raises(SafetensorError, match="invalid shape"), disk_errors(tmp_path):
         raise SafetensorError("invalid shape")
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    for path in (Path(), Path(".."), tmp_path, Path.cwd()):
+        with (
+            pytest.raises(ConfigError, match=r"the present working directory lies there"),
+            atomic_directory(path),
+        ):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep"]
 
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):

@@ -30,6 +30,8 @@ from plait.model.spec import ModelSpec
 
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""Of weights, by the names that safetensors gives them."""
 COMPANION_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -154,12 +156,13 @@ def locate_tensors(directory: Path) -> dict[Path, list[str] | None]:
     index = directory / INDEX_FILE
     if index.exists():
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            places = {name: directory / file for name, file in sorted(weight_map.items())}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not a safetensors index: {error!r}") from None
         files: dict[Path, list[str] | None] = {}
-        for name, file in sorted(weight_map):
-            names = files.setdefault(directory / file, [])
+        for name, path in places.items():
+            names = files.setdefault(path, [])
             assert names is not None
             names.append(name)
         if absent := sorted(path.name for path in files if not path.exists()):
@@ -192,10 +195,16 @@ def check_file(
                 "describes"
             )
         for name in wanted:
-            shape = tuple(file.get_slice(name).get_shape())
+            stored_as = file.get_slice(name)
+            shape = tuple(stored_as.get_shape())
             if shape != shapes[name]:
                 raise CheckpointError(
                     f"{path}: tensor {name} has shape {shape}, config.json asks for {shapes[name]}"
+                )
+            if (dtype := stored_as.get_dtype()) not in DTYPES:
+                raise CheckpointError(
+                    f"{path}: tensor {name} is stored as {dtype}; plait reads {', '.join(DTYPES)}, "
+                    "so take the checkpoint that is not quantised"
                 )
         return wanted
 

@@ -169,6 +169,7 @@ NORM = "backbone.layers.2.norm.weight"
     [
         ({NORM: None}, rf"model: {NORM} of shape \(48,\) not found"),
         ({"rope.freqs": torch.ones(3)}, r"model.safetensors: tensor rope.freqs has no place"),
+        ({NORM: torch.ones(48).to(torch.int8)}, rf"{NORM} is stored as I8; plait reads F64, F32"),
         (
             {NORM: torch.ones(47)},
             rf"model.safetensors: tensor {NORM} has shape \(47,\), config.json asks for \(48,\)",
@@ -190,7 +191,7 @@ def test_broken_directories_are_named(saved, tmp_path):
     (tmp_path / "shards" / "model-00002-of-00007.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"index.json: shard model-00002.* is not in"):
         load(tmp_path / "shards")
-    for text in ("{}", "[]", '{"weight_map": null}'):
+    for text in ("{}", "[]", '{"weight_map": null}', '{"weight_map": {"a": 1}}'):
         (tmp_path / "shards" / "model.safetensors.index.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"index.json: not a safetensors index"):
             load(tmp_path / "shards")
