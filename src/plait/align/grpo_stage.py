@@ -12,6 +12,7 @@ model; rollouts with and without a trace; section 3.2). It gives no sizes or rat
 """
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -38,6 +39,7 @@ from plait.align.tune import (
 )
 from plait.align.verify import VerifierPool
 from plait.core.artifact import write_json
+from plait.core.errors import DataError
 from plait.core.run_folder import model_directory
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
@@ -62,7 +64,8 @@ class GrpoSettings(TuneSettings, RolloutSettings):
     steps_per_round: PositiveInt = 1
     """Steps made from one round of sampling; 1 is on-policy."""
     keep_rounds: PositiveInt = 200
-    """Newest files of rollouts kept; a run stopped in mid-round goes on from one."""
+    """Newest files of rollouts kept, and as many more as checkpoints need: a run stopped in
+    mid-round goes on from one."""
     policy: PolicySettings = PolicySettings()
     """The objective."""
     gold: bool = False
@@ -81,6 +84,12 @@ class GrpoSettings(TuneSettings, RolloutSettings):
     def files_read(self) -> list[Path]:
         """Return the user's files."""
         return existing_files([*self.files, *self.test_files])
+
+    @property
+    def rounds_kept(self) -> int:
+        """Files of rollouts to keep, so that every kept checkpoint finds its own."""
+        steps = self.keep_checkpoints * self.checkpoint_every_steps
+        return max(self.keep_rounds, math.ceil(steps / self.steps_per_round) + 1)
 
 
 def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str, float]:
@@ -109,6 +118,11 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
         tests = gather("test", files=settings.test_files)
         check_apart(prompts, tests)
         refusals.report(out / "data" / "refused.txt")
+        if settings.choose_step and not all(halves(tests)):
+            raise DataError(
+                f"choose_step: {len(tests)} held-out prompts are too few to choose a step by one "
+                "half and report the other; give more, or choose_step = false"
+            )
         sampler = _Sampler(settings, engine, judge_of(inputs, pool), prompts)
         gold = verifier_judge(pool) if settings.gold else None
         examiner = _Examiner(settings, engine, sampler.judge, gold, tests, source, out)
@@ -121,7 +135,7 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
             batches_per_round=settings.accumulation * settings.steps_per_round,
             fresh_batches=settings.accumulation,
             folder=out / "rollouts",
-            keep_rounds=settings.keep_rounds,
+            keep_rounds=settings.rounds_kept,
             reference=reference,
         )
         loss = partial(policy_loss, settings=settings.policy)
@@ -134,7 +148,7 @@ def run(settings: GrpoSettings, inputs: dict[str, Path], out: Path) -> dict[str,
     metrics["rows_refused"] = float(len(refusals.reasons))
     metrics |= largest_gap(out / "metrics.jsonl")
     chosen = result.position.step
-    if settings.choose_step and tests:
+    if settings.choose_step:
         chosen = examiner.restore_best()
         metrics["chosen_step"] = float(chosen)
         last = result.evaluations[result.position.step]

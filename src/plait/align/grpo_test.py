@@ -223,6 +223,21 @@ def settings(tmp_path, *, num_steps=4, **changes):
     return GrpoSettings.parse(table | changes, "recipe")
 
 
+def test_as_many_rounds_are_kept_as_checkpoints_need(tmp_path):
+    apart = {"steps_per_round": 2, "checkpoint_every_steps": 3, "keep_checkpoints": 2}
+    assert settings(tmp_path, keep_rounds=1, **apart).rounds_kept == 4  # steps 0, 3 and 6: 0 to 3
+    assert settings(tmp_path, keep_rounds=9, **apart).rounds_kept == 9
+
+
+def test_a_step_is_not_chosen_by_prompts_that_are_not_there(base_model, tmp_path):
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"prompt": "Add 9.", "verifier": "number", "reference": "9"}\n')
+    for files in ([], [str(test)]):
+        chosen = settings(tmp_path, choose_step=True, test_files=files)
+        with pytest.raises(DataError, match=f"choose_step: {len(files)} held-out prompts are too"):
+            run(chosen, {"model": base_model}, tmp_path / "out")
+
+
 def by_ids(inputs, pool):
     """Instead of verifiers: a reward that an untrained model varies."""
     return lambda prompt, completion: lambda: Outcome(float(sum(completion.token_ids) % 7), "")

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from plait.core.config import Settings
+from plait.core.errors import ConfigError
 from plait.core.seed import mix_seed
 from plait.grade.reply import CLOSES, GREETINGS, grade_reply
 
@@ -127,7 +128,14 @@ def train_conversations(settings: LetterSettings, seed: int) -> Iterator[dict[st
 
 
 def preferences(settings: LetterSettings, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield preferences between two letters of different worth: `id, prompt, chosen, rejected`."""
+    """Yield preferences between two letters of different worth: `id, prompt, chosen, rejected`.
+
+    Raises: ConfigError if all letters would be equally good.
+    """
+    if settings.care == 1:
+        raise ConfigError(
+            "letters.care = 1 makes all letters equally good, so none is preferred; give less"
+        )
     for index in range(settings.num_train):
         item = letter_item(seed, "train", index)
         rng = random.Random(mix_seed(seed, "letters", "preference", index))

@@ -1,3 +1,5 @@
+import pytest
+
 from plait.align.letters import (
     LetterSettings,
     held_out_questions,
@@ -6,6 +8,7 @@ from plait.align.letters import (
     train_conversations,
     train_questions,
 )
+from plait.core.errors import ConfigError
 from plait.grade.reply import grade_reply
 
 SETTINGS = LetterSettings(num_train=300, num_test=60)
@@ -32,6 +35,11 @@ def test_the_better_letter_is_preferred():
             grade_reply("", item.reference, pair[side]).value for side in ("chosen", "rejected")
         )
         assert chosen > rejected
+
+
+def test_letters_that_are_all_right_give_no_preference():
+    with pytest.raises(ConfigError, match=r"letters\.care = 1 makes all letters equally good"):
+        list(preferences(LetterSettings(care=1.0), 2))
 
 
 def test_what_is_held_out_is_never_asked_in_training_whatever_the_seed():

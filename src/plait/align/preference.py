@@ -30,6 +30,8 @@ class Pair(NamedTuple):
 
     chosen: Sample
     rejected: Sample
+    prompt_ids: Sequence[int]
+    """What was asked, as with thinking off: equal for all pairs of one prompt."""
 
     @property
     def num_tokens(self) -> int:
@@ -88,7 +90,10 @@ def pair_of(record: Record, tokenizer: Tokenizer) -> Pair:
         return attempt_sample(prompt, answer, record.get("tools"), tokenizer)
 
     try:
-        pair = Pair(side(chosen), side(rejected))
+        asked = tokenizer.encode_conversation(
+            prompt, tools=record.get("tools"), enable_thinking=False
+        )
+        pair = Pair(side(chosen), side(rejected), asked)
     except RequestError as error:
         raise DataError(f"{record.get('id', 'a record')}: {error}") from None
     if list(pair.chosen.ids) == list(pair.rejected.ids):
@@ -117,7 +122,7 @@ class PairBatches(EpochBatches):
 
 def pack_pairs(pairs: Sequence[Pair]) -> PackedBatch:
     """Put both sides of pairs one after another into one row."""
-    return pack([side for pair in pairs for side in pair])
+    return pack([side for pair in pairs for side in (pair.chosen, pair.rejected)])
 
 
 class AnswerLogprobs(NamedTuple):

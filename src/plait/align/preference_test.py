@@ -53,7 +53,7 @@ def naive(model, sample):
 
 def test_packed_answers_have_the_log_probability_they_have_alone(base_model, pairs):
     model = load(base_model, dtype=torch.float64)
-    sides = [side for pair in pairs for side in pair]
+    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     got = answer_logprobs(model, pack(sides))
     want = torch.stack([naive(model, side) for side in sides])
     torch.testing.assert_close(got.sums, want, rtol=1e-10, atol=0)

@@ -118,7 +118,7 @@ def _prompt(record: Record, verified: bool) -> Prompt:
         if record.get("reference") is None:
             raise DataError(f"{name}: needs a `reference`, which the verifier compares with")
     if verified and not isinstance(reference, str):
-        reference = json.dumps(reference)
+        reference = json.dumps(reference, default=str)  # parquet has decimals and dates
     return Prompt(name, messages, record.get("tools"), verifier, str(reference))
 
 

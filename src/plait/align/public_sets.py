@@ -103,12 +103,20 @@ def open_code_reasoning(row: Row) -> dict[str, Any]:
 
 
 def nemotron_post_training(row: Row) -> dict[str, Any]:
-    """nvidia/Nemotron-Post-Training-Dataset-v1 and -v2: messages, traces inside answers."""
+    """nvidia/Nemotron-Post-Training-Dataset-v1 and -v2: messages, traces inside answers; where
+    tools are called, `metadata` is JSON with their declarations."""
     messages = [
-        _answer(message["content"]) if message["role"] == "assistant" else dict(message)
+        {**message, **_answer(message.get("content") or "")}
+        if message["role"] == "assistant"
+        else dict(message)
         for message in row["messages"]
     ]
-    return {"messages": messages}
+    metadata = row.get("metadata")
+    facts = json.loads(metadata) if isinstance(metadata, str) and metadata else metadata
+    tools = facts.get("tools") if isinstance(facts, Mapping) else None
+    if tools is None and any(message.get("tool_calls") for message in messages):
+        raise ValueError("tools are called, but metadata declares none")
+    return {"messages": messages, "tools": tools and [_tool(tool) for tool in tools]}
 
 
 FORMS: dict[str, Callable[[Row], dict[str, Any] | None]] = {

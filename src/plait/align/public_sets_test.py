@@ -155,3 +155,16 @@ def test_calls_and_traces_are_found_in_the_text():
     turns = [answer["messages"][-1] for answer in answers]
     assert [turn["content"] for turn in turns] == ["Four."] * 3
     assert [turn.get("reasoning_content") for turn in turns] == ["2 and 2", None, None]
+
+
+def test_calls_of_post_training_data_keep_their_tools():
+    call = {"id": "1", "type": "function", "function": {"name": "rate", "arguments": "{}"}}
+    row = post_training(None)
+    row["messages"][-1]["tool_calls"] = [call]
+    with pytest.raises(DataError, match="tools are called, but metadata declares none"):
+        converted("nemotron_post_training", row)
+    record = converted(
+        "nemotron_post_training", row | {"metadata": json.dumps({"tools": [{"name": "rate"}]})}
+    )
+    assert record["messages"][-1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert record["tools"] == [{"type": "function", "function": {"name": "rate"}}]

@@ -9,9 +9,9 @@ text or a list of messages; without `prompt`, what both sides begin with is the 
 cannot be used is left out and named by file and line, so one bad row among a million does not cost
 the run; `strict` makes the first one an error.
 
-Files are JSONL (also .gz), parquet or Arrow, or a folder of such files, as a data set downloaded or
-saved by `datasets` is. One of a public set has the set's form in front: "xlam:data/xlam.jsonl" (see
-`public_sets`).
+Files are JSONL (also .gz), a JSON array, parquet or Arrow, or a folder of such files, as a data set
+downloaded or saved by `datasets` is. One of a public set has the set's form in front:
+"xlam:data/xlam.jsonl" (see `public_sets`).
 """
 
 import gzip
@@ -68,7 +68,9 @@ class Refusals:
         """Warn about what was refused and write all reasons to `file`, one a line."""
         if not self.reasons:
             return
-        write_atomic(file, "".join(reason.replace("\n", " ") + "\n" for reason in self.reasons))
+        lines = (reason.replace("\n", " ") + "\n" for reason in self.reasons)
+        # Names of files and texts of rows need not be UTF-8.
+        write_atomic(file, "".join(lines).encode(errors="backslashreplace"))
         shown = "; ".join(self.reasons[:NUM_SHOWN])
         more = len(self.reasons) - NUM_SHOWN
         logger.warning(
@@ -122,6 +124,8 @@ def read_records(names: Iterable[str | Path], refusals: Refusals) -> Iterator[di
         form, files = _files_of(name)
         for file in files:
             for number, row in enumerate(_rows(file), 1):
+                if isinstance(row, bytes) and not row.strip():
+                    continue
                 place = f"{file}, line {number}"
                 with refusals.row():
                     record = {**_as_object(row, place), "id": place}
@@ -136,11 +140,16 @@ def _rows(file: Path) -> Iterator[Any]:
     return _json_rows(file)
 
 
-def _json_rows(file: Path) -> Iterator[bytes]:
+def _json_rows(file: Path) -> Iterator[Any]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            yield from lines
-    except (OSError, EOFError) as error:
+            first = next(lines, b"")
+            if file.suffix == ".json" and first.lstrip().startswith(b"["):  # an array, not JSONL
+                yield from json.loads(first + lines.read())
+            else:
+                yield first
+                yield from lines
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 
@@ -161,12 +170,12 @@ def _columnar_rows(file: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{file}: not readable: {error}") from None
 
 
-def _as_object(row: bytes | dict[str, Any], name: str) -> dict[str, Any]:
+def _as_object(row: Any, name: str) -> dict[str, Any]:
     if isinstance(row, dict):
         return _without_nulls(row)
     try:
-        record = json.loads(row)
-    except ValueError as error:
+        record = json.loads(row) if isinstance(row, bytes) else row
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: not JSON: {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"{name}: a row is a JSON object; found {str(record)[:40]}")

@@ -1,8 +1,10 @@
 import gzip
 import json
+import os
 
 import pytest
 
+from plait.align import records
 from plait.align.records import (
     Refusals,
     conversation_messages,
@@ -43,6 +45,31 @@ def test_bad_rows_are_named_by_file_and_line_and_the_rest_is_read(tmp_path, capl
         list(read_records([file], Refusals(strict=True)))
     with pytest.raises(ConfigError, match=r"none\.jsonl does not exist"):
         list(read_records([tmp_path / "none.jsonl"], refusals))
+
+
+def test_an_array_is_read_as_rows_and_blank_lines_are_none(tmp_path):
+    (tmp_path / "array.json").write_text('[\n  {"a": 1},\n  [],\n  {"a": 2}\n]\n')
+    (tmp_path / "lines.json").write_text('{"a": 3}\n\n{"a": 4}\n')
+    refusals = Refusals()
+    assert [row["a"] for row in read_records([tmp_path], refusals)] == [1, 2, 3, 4]
+    assert refusals.reasons == [
+        f"{tmp_path / 'array.json'}, line 2: a row is a JSON object; found []"
+    ]
+    (tmp_path / "array.json").write_text('[{"a": 1},')
+    with pytest.raises(DataError, match=r"array\.json: cannot be read: "):
+        list(read_records([tmp_path / "array.json"], refusals))
+
+
+def test_no_row_is_too_odd_to_be_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(records.logger, "disabled", True)  # xdist cannot carry such names
+    file = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    file.write_text('"\\ud83d"\n' + "[" * 100_000 + '\n{"a": 1}\n')
+    refusals = Refusals()
+    assert [row["a"] for row in read_records([file], refusals)] == [1]
+    refusals.report(tmp_path / "refused.txt")
+    first, second = (tmp_path / "refused.txt").read_text().splitlines()
+    assert first.endswith(r"caf\udce9.jsonl, line 1: a row is a JSON object; found \ud83d")
+    assert "line 2: not JSON: maximum recursion depth" in second
 
 
 def test_parquet_as_data_sets_come_from_the_hub(tmp_path):

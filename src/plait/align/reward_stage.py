@@ -97,8 +97,7 @@ def split_pairs(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair],
     learnt: list[Pair] = []
     held_out: list[Pair] = []
     for pair in pairs:
-        prompt = [i for i, w in zip(pair.chosen.ids, pair.chosen.weights, strict=True) if not w]
-        draw = mix_seed(seed, "held out", ",".join(map(str, prompt))) / 2**63
+        draw = mix_seed(seed, "held out", ",".join(map(str, pair.prompt_ids))) / 2**63
         (held_out if draw < share else learnt).append(pair)
     return (learnt, held_out) if learnt else (held_out, [])
 

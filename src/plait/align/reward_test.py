@@ -84,15 +84,24 @@ def test_a_new_model_finds_all_answers_equal(base_model):
 
 def test_pairs_of_one_prompt_are_never_on_both_sides(base_model):
     tokenizer = Tokenizer.from_directory(base_model)
-    records = [{**record, "chosen": text} for record in preferences(30) for text in ("a", "b")]
-    pairs = build_pairs(records, tokenizer, 1000, Refusals()).pairs
+    traced = [{"role": "assistant", "content": "c", "reasoning_content": "d"}]
+    called = [
+        {"role": "assistant", "content": "e"},
+        {"role": "tool", "content": "f"},
+        {"role": "assistant", "content": "g"},
+    ]
+    records = [
+        {**record, "chosen": chosen, "rejected": "x"}
+        for record in preferences(30)
+        for chosen in ("a", "b", traced, called)
+    ]
+    pairs = build_pairs(records, tokenizer, 1000, Refusals(strict=True)).pairs
     learnt, held_out = split_pairs(pairs, 0.3, seed=1)
-
-    def prompts(some):
-        return {tuple(pair.chosen.ids[: list(pair.chosen.weights).index(1.0)]) for pair in some}
-
-    assert prompts(learnt).isdisjoint(prompts(held_out))
-    assert len(held_out) >= 6
+    asked = {id(pair): record["prompt"] for pair, record in zip(pairs, records, strict=True)}
+    sides = [{asked[id(pair)] for pair in some} for some in (learnt, held_out)]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(sides[1]) >= 3
+    assert (len(learnt), len(held_out)) == (4 * len(sides[0]), 4 * len(sides[1]))
 
 
 def test_a_killed_run_resumes_to_the_same_model(trained, base_model, tmp_path, monkeypatch):

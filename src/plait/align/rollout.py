@@ -15,7 +15,7 @@ from pydantic import Field
 from plait.align.generated import GeneratedTasks
 from plait.align.records import Message
 from plait.align.workbench.tasks import WorkbenchTasks
-from plait.core.artifact import write_atomic
+from plait.core.artifact import json_bytes, write_atomic
 from plait.core.errors import DataError
 from plait.core.seed import mix_seed
 from plait.data.tokenizer import Tokenizer
@@ -154,7 +154,7 @@ def write_groups(file: Path, groups: Sequence[Sequence[Rollout]]) -> None:
         for number, group in enumerate(groups)
         for rollout in group
     ]
-    write_atomic(file, "".join(lines))
+    write_atomic(file, json_bytes("".join(lines)))
 
 
 def read_groups(file: Path) -> list[list[Rollout]]:

@@ -32,20 +32,36 @@ class SampleSet(NamedTuple):
 def samples_of(conversation: Conversation, tokenizer: Tokenizer) -> list[Sample]:
     """Return one sample per assistant turn of a conversation.
 
-    Raises: DataError naming the conversation's id if it has no assistant turn or cannot be
-    rendered.
+    Raises: DataError naming the conversation's id if it has no assistant turn, an empty one or one
+    with half a trace, or cannot be rendered.
     """
     name = conversation.get("id", "a conversation")
     messages = conversation_messages(conversation)
     turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     if not turns:
         raise DataError(f"{name}: no assistant turn, so nothing to learn; remove it")
+    for turn in turns:
+        _check_turn(messages[turn], name)
     try:
         return [
             sample_of(messages[: turn + 1], conversation.get("tools"), tokenizer) for turn in turns
         ]
     except RequestError as error:
         raise DataError(f"{name}: {error}") from None
+
+
+def _check_turn(message: Mapping[str, Any], name: str) -> None:
+    content = message.get("content")
+    if not content and not message.get("tool_calls"):
+        raise DataError(
+            f"{name}: an assistant turn has neither content nor tool_calls, so it would teach to "
+            f"say nothing; its keys: {', '.join(message)}"
+        )
+    if isinstance(content, str) and "</think>" in content:
+        raise DataError(
+            f"{name}: an assistant turn has </think> inside its content; give the trace as "
+            "`reasoning_content`, or begin the content with <think>"
+        )
 
 
 def sample_of(

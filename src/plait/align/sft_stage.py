@@ -21,7 +21,7 @@ from plait.align.records import Refusals, conversation_messages, read_records
 from plait.align.sft import SampleSet, build_samples
 from plait.align.traces import TraceSettings, with_shorter_traces
 from plait.align.tune import EpochSettings, load_for_tuning, training_metrics, tune
-from plait.core.artifact import write_atomic
+from plait.core.artifact import json_bytes, write_atomic
 from plait.core.errors import DataError
 from plait.core.progress import track
 from plait.core.recipe import inputs_of
@@ -175,4 +175,4 @@ def _user_text(messages: Any) -> str:
 def _write_jsonl(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     # Tables may hold dates and the like, which no stage reads.
     lines = (json.dumps(record, ensure_ascii=False, default=str) for record in records)
-    write_atomic(file, "".join(f"{line}\n" for line in lines))
+    write_atomic(file, json_bytes("".join(f"{line}\n" for line in lines)))

@@ -110,6 +110,7 @@ def test_killed_tuning_resumes_to_the_same_model(tuned, base, tmp_path, monkeypa
 def test_files_of_conversations_are_learnt_too(base, tmp_path):
     talk = {"messages": [{"role": "user", "content": "Hi"}]}
     answered = {"messages": [*talk["messages"], {"role": "assistant", "content": "Hello"}]}
+    answered["title"] = "half a surrogate pair: \ud83d"
     long = {"messages": [talk["messages"][0], {"role": "assistant", "content": "x" * 500}]}
     file = tmp_path / "talk.jsonl"
     file.write_text("\n".join(json.dumps(record) for record in (answered, answered, long)))

@@ -149,6 +149,11 @@ def test_special_tokens_in_contents_stay_text(tokenizer):
     ("messages", "message"),
     [
         ([user("Hi")], "c1: no assistant turn"),
+        (
+            [user("Hi"), assistant("")],
+            "c1: .* neither content nor tool_calls.* keys: role, content",
+        ),
+        ([user("Hi"), assistant("so 4</think>4")], "c1: .* has </think> inside its content"),
         ([], "c1: `messages` holds messages"),
         (["Hi", "Hello"], "c1: `messages` holds messages, objects with role and content"),
         ([user(["Hi"]), assistant("x")], "c1: the chat template refuses"),

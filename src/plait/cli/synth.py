@@ -1,6 +1,5 @@
 """`plait synth`: one generator alone, on a user's documents or seeds, by a user's endpoint."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +30,5 @@ def synth(
         "files": data or [],
         "endpoints": {"default": {"url": url, "model": model}},
     }
-    roles = ["documents", *(f"documents.{Path(path).name}" for path in (documents or [])[1:])]
-    inputs = dict(zip(roles, documents or [], strict=False))
+    inputs = {f"documents.{number}": path for number, path in enumerate(documents or [], 1)}
     run_alone("synth", inputs, table, out, overrides)

@@ -1,6 +1,7 @@
 """The stage and the verb `synth` with what they draw on: documents, tokens, languages, syntax."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,18 @@ def test_the_verb_reads_rows_and_says_what_is_next(tmp_path, capsys):
         app([*words, "--set", "endpoints.default.num_tries=9"], standalone_mode=False)
         assert not moved.calls
     assert (out / "documents" / "train" / "stem.jsonl").read_text().splitlines() == [row]
+
+
+def test_the_verb_reads_every_folder_of_documents(curated, tmp_path):
+    words = ["synth", "dialogue", "--model", "m", "--out", str(tmp_path / "out")]
+    for name in "abc":  # whose last parts are the same
+        shutil.copytree(curated, folder := tmp_path / name / "curated")
+        words += ["--documents", str(folder)]
+        for file in folder.rglob("*.jsonl"):
+            file.write_text(file.read_text().replace("-1", f"-{name}"))
+    with scripted(author) as endpoint:
+        app([*words, "--url", endpoint.url], standalone_mode=False)
+    assert read_manifest(tmp_path / "out")["metrics"]["documents"] == 3 * 2
 
 
 def test_sources_know_tokens_languages_and_syntax(curated, tmp_path):

@@ -62,7 +62,7 @@ def _read(file: Path, name: str, fields: Sequence[str]) -> Iterator[Item]:
             where = f"{file}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{where}: not JSON ({error}); a benchmark is JSONL") from None
             text = _text_of(row, fields, where)
             found = [row[field] for field in ID_FIELDS if field in row]

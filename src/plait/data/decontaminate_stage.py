@@ -135,6 +135,6 @@ def _text_of(line: bytes, where: str) -> tuple[str, str | None]:
             said = [message.get("content") for message in row["messages"]]
             text = "\n\n".join(part for part in said if isinstance(part, str))
         text.encode()
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{where}: not an object with a text or messages") from None
     return text, row.get("id") and str(row["id"])

@@ -29,7 +29,7 @@ def document_files(folders: Sequence[Path], split: str) -> dict[str, list[Path]]
 
 
 def read_documents(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the documents of files.
+    """Yield the documents of files; one without `id` gets file and line.
 
     Raises: DataError naming file and line for what is not a document.
     """
@@ -48,7 +48,7 @@ def _read_file(file: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{file}, line {number}: a document needs a text field")
             if not _is_unicode(f"{document['text']}{document.get('id', '')}"):
                 raise DataError(f"{file}, line {number}: half of a surrogate pair in text or id")
-            yield document
+            yield {"id": f"{file.name}:{number}", **document}
 
 
 def _is_unicode(text: str) -> bool:

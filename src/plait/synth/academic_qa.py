@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from plait.core.errors import DataError
 from plait.core.seed import mix_seed
-from plait.synth.choice import LETTERS, Choice, as_question, check_choice
+from plait.synth.choice import LETTERS, Choice, as_question, check_choice, right_option
 from plait.synth.client import Unusable
 from plait.synth.pieces import Pieces, passages
 from plait.synth.pipeline import Pipeline
@@ -131,9 +131,9 @@ async def _write(settings: AcademicQaSettings, pipeline: Pipeline, page: Page) -
     if form == "choice":
         item = await writer.fill(prompt, JustifiedChoice, max_tokens=most, check=check_choice)
         question = as_question(item.question, item.options)
-        letter = item.answer.strip()[0].upper()
-        right = item.options[LETTERS.index(letter)]
-        answer = f"{item.justification.strip()}\n\nThe answer is ({letter}) {right}"
+        place = right_option(item)
+        right = f"({LETTERS[place]}) {item.options[place]}"
+        answer = f"{item.justification.strip()}\n\nThe answer is {right}"
     else:
         item = await writer.fill(prompt, Free, max_tokens=most)
         if " ".join(item.question.split()) == " ".join(item.answer.split()):

@@ -1,5 +1,6 @@
 """Multiple-choice questions: the form that a model fills, and how they are checked and printed."""
 
+import re
 from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
@@ -7,6 +8,7 @@ from pydantic import BaseModel, Field
 from plait.synth.client import Unusable
 
 LETTERS = "ABCDEFGHIJ"
+_LETTER = re.compile(r"\W*([A-J])\s*(?:[).:\]*,-].*)?", re.DOTALL | re.IGNORECASE)
 
 
 class Choice(BaseModel):
@@ -30,8 +32,22 @@ def check_choice(filled: Choice, num_options: int | None = None, *, answered: bo
         raise Unusable("wrong_number_of_options", f"{len(options)}, not {num_options}")
     if not all(options) or len(set(options)) < len(options):
         raise Unusable("equal_options")
-    if answered and filled.answer.strip()[:1].upper() not in LETTERS[: len(options)]:
+    if answered:
+        right_option(filled)
+
+
+def right_option(filled: Choice) -> int:
+    """Return the place of the option that the answer names, by its letter or in its words.
+
+    Raises: Unusable if it names none.
+    """
+    words = [" ".join(text.lower().split()) for text in (filled.answer, *filled.options)]
+    if words[0] in words[1:]:
+        return words.index(words[0], 1) - 1
+    letter = _LETTER.fullmatch(filled.answer.strip())
+    if letter is None or (place := LETTERS.index(letter[1].upper())) >= len(filled.options):
         raise Unusable("answer_is_no_option", filled.answer[:40])
+    return place
 
 
 def as_question(question: str, options: Sequence[str]) -> str:

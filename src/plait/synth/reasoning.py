@@ -20,7 +20,8 @@ from plait.synth.rows import Question, Seed, first, read_rows
 from plait.synth.sample import Sample, question_and_answer
 from plait.synth.settings import PositiveInt, Share, Sources, SynthSettings
 
-_VOTE = re.compile(r"answer is:?\s*\W{0,3}\(?([A-J])\b", re.IGNORECASE)
+# A small letter may be the article: "the answer is a triangle".
+_VOTE = re.compile(r"(?i:answer is):?\s*\W{0,3}\(?([A-J])\b")
 
 
 class ReasoningSettings(SynthSettings):
@@ -108,6 +109,6 @@ async def _vote(settings: ReasoningSettings, pipeline: Pipeline, item: Item) -> 
 def _named_option(allowed: str, text: str) -> tuple[str, str]:
     """Return the option that a chain of thought ends with, and the chain."""
     found = _VOTE.findall(text)
-    if not found or found[-1].upper() not in allowed:
+    if not found or found[-1] not in allowed:
         raise Unusable("names_no_option")
-    return found[-1].upper(), text
+    return found[-1], text

@@ -39,6 +39,8 @@ def read_rows(files: Sequence[Path], form: type[Row]) -> Iterator[Row]:
     for file in files:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 place = f"{file.name}:{number}"
                 try:
                     row = form.model_validate_json(line)
@@ -80,6 +82,8 @@ def read_pages(sources: Sources, files: Sequence[Path]) -> Iterator[Page]:
     for file in files:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
                     row = json.loads(line)
                     name = str(row.get("id", f"{file.name}:{number}"))

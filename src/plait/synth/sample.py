@@ -84,5 +84,7 @@ class SampleWriter:
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:
             path = self._stack.enter_context(atomic_file(self.out / name))
-            self._files[name] = self._stack.enter_context(path.open("w", encoding="utf-8"))
+            self._files[name] = self._stack.enter_context(
+                path.open("w", encoding="utf-8", errors="backslashreplace")  # as `json_bytes`
+            )
         self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")

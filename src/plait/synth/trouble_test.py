@@ -109,6 +109,15 @@ def test_documents_that_give_nothing_to_work_on_are_accounted_for(sources, tmp_p
     assert [row["id"] for row in rows(tmp_path / "dropped.jsonl")] == ["1", "2", "3"]
 
 
+def test_metadata_that_is_no_unicode_is_written_escaped(sources, tmp_path):
+    document = {"id": "0", "text": WORDS, "metadata": {"title": "half a pair: \ud83d"}}
+    found = sources._replace(documents=lambda: iter([document]))
+    with scripted(lambda _: WORDS) as endpoint:
+        stage.write(settings(endpoint.url, validation_share=0), found, tmp_path)
+    [row] = rows(tmp_path / "documents" / "train" / "maths.jsonl")
+    assert row["metadata"]["title"] == document["metadata"]["title"]
+
+
 HOLDER = """
 import sys, time
 from pymilvus import MilvusClient
