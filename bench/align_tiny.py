@@ -13,6 +13,7 @@ values by seed.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from plait.core.run_folder import read_manifest
 from plait.engine.engine import Engine
 from plait.eval.panel import panel_scores
 from plait.eval.run import ask, read_questions, summarise
-from plait.eval.stage import FREE, EvalSettings, answers_of, verifiers_of
+from plait.eval.stage import FREE, EvalSettings, completions, verifiers_of
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny"
 TRAINED = ("sft", "sft_tools", "sft_long", "ifeval_rl", "dpo", "reward", "rlhf", "merge")
@@ -71,12 +72,13 @@ def train(given: Path, out: Path, seed: int) -> dict[str, Path]:
 def measure(name: str, folders: dict[str, Path], settings: EvalSettings) -> dict[str, float]:
     """Return a checkpoint's scores on the panel, and over budgets where they are the question."""
     engine = Engine.from_path(folders[name] / "model", max_num_seqs=64, max_context=1024)
+    generate = partial(completions, engine)
     asked = read_questions(folders["sft_tools"] / "data" / "test.jsonl")
-    scores = panel_scores(asked, answers_of(engine), verifiers_of(asked), settings.max_tokens)
+    scores = panel_scores(asked, generate, verifiers_of(asked), settings.max_tokens)
     asked = read_questions(folders["sft"] / "data" / "test.jsonl", NUM_BUDGET_QUESTIONS)
     for way in settings.ways_of_asking() if name in OVER_BUDGETS else []:
         if way.name.endswith(FREE):
-            answers = ask(asked, way, engine.generate, verifiers_of(asked))
+            answers = ask(asked, way, generate, verifiers_of(asked))
             result, setting = summarise(way, answers), way.name.removesuffix(FREE)
             kept = [answer.score for answer in answers if answer.well_formed]
             scores[f"accuracy.{setting}"] = result.overall.accuracy

@@ -19,6 +19,7 @@ What is finished in the output folder is not done again.
 import argparse
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -35,7 +36,7 @@ from plait.core.config import read_toml
 from plait.engine.engine import Engine
 from plait.engine.request import SamplingParams
 from plait.eval.run import Setting, ask, read_questions, summarise
-from plait.grade.verifiers import VERIFIERS, load_verifier
+from plait.eval.stage import completions, verifiers_of
 from plait.model.hf import load
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "tiny"
@@ -99,8 +100,7 @@ def accuracy(model: Path, questions: Path, num_questions: int) -> float:
     way = Setting("think", True, SamplingParams(max_tokens=96, temperature=0.0))
     engine = Engine.from_path(model / "model", max_num_seqs=64)
     asked = read_questions(questions / "data" / "test.jsonl", num_questions)
-    verifiers = {each.verifier: load_verifier(VERIFIERS[each.verifier]) for each in asked}
-    given = ask(asked, way, lambda c, p: engine.generate(c, p), verifiers)
+    given = ask(asked, way, partial(completions, engine), verifiers_of(asked))
     return summarise(way, given).overall.accuracy
 
 

@@ -11,8 +11,8 @@ from plait.engine.request import Completion, SamplingParams
 from plait.eval.run import Question, mean_score
 from plait.grade.verifiers import Verifier
 
-Answer = Callable[[Sequence[Question], bool, SamplingParams], list[Completion]]
-"""(questions, thinking, how) -> completions"""
+Answer = Callable[[Sequence[Question], SamplingParams, bool], list[Completion]]
+"""(questions, how, thinking) -> completions"""
 
 COLUMNS = {
     ("number", True): "chains.think",
@@ -46,7 +46,7 @@ def panel_scores(
             continue
         grades = [
             verifiers[verifier](question.text, question.reference, completion.content).value
-            for question, completion in zip(asked, answer(asked, thinking, params), strict=True)
+            for question, completion in zip(asked, answer(asked, params, thinking), strict=True)
         ]
         scores[name] = mean_score(grades).accuracy
     return scores

@@ -15,7 +15,7 @@ def test_a_column_holds_the_mean_of_its_questions():
     prompt = [{"role": "user", "content": "A or B?"}]
     questions = [Question(letter, "f", prompt, "choice", letter) for letter in "AB"]
 
-    def answer(asked, thinking, params):
+    def answer(asked, params, thinking):
         assert params.temperature == 0
         return [SimpleNamespace(content=each.reference if thinking else "A") for each in asked]
 

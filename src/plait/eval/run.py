@@ -19,7 +19,6 @@ from plait.engine.request import Completion, SamplingParams
 from plait.grade.verifiers import Verifier
 
 Conversation = list[Message]
-Generate = Callable[[list[Conversation], list[SamplingParams]], list[Completion]]
 
 
 class Question(NamedTuple):
@@ -38,6 +37,9 @@ class Question(NamedTuple):
     def text(self) -> str:
         """The last message: what is asked."""
         return self.prompt[-1]["content"]
+
+
+Generate = Callable[[Sequence[Question], Sequence[SamplingParams]], list[Completion]]
 
 
 class Setting(NamedTuple):
@@ -139,12 +141,15 @@ def ask(
     Raises: DataError for an unknown verifier or a reference that its verifier cannot read.
     """
     check_verifiers(questions, verifiers)
-    conversations = [switched(question.prompt, setting.thinking) for question in questions]
+    asked = [
+        question._replace(prompt=switched(question.prompt, setting.thinking))
+        for question in questions
+    ]
     params = [
         setting.params.model_copy(update={"seed": mix_seed(seed, setting.name, question.id)})
         for question in questions
     ]
-    completions = generate(conversations, params)
+    completions = generate(asked, params)
     return [
         _graded(question, setting, completion, verifiers[question.verifier])
         for question, completion in zip(questions, completions, strict=True)

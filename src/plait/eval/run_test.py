@@ -51,8 +51,8 @@ def test_scores_are_averaged_over_all_and_over_families():
     questions = [question(0), question(1), question(2, "b"), question(3, "b", "2")]
     seen = []
 
-    def generate(conversations, params):
-        seen.extend(zip(conversations, params, strict=True))
+    def generate(asked, params):
+        seen.extend(zip(asked, params, strict=True))
         return [
             completion("1"),
             completion("7", num_closing_tags=2),
@@ -63,7 +63,7 @@ def test_scores_are_averaged_over_all_and_over_families():
     answers = ask(questions, THINK, generate, VERIFIERS)
     assert [answer.score for answer in answers] == [1, 0, 1, 1]
     assert [answer.well_formed for answer in answers] == [True, False, False, True]
-    assert [each[0][-1]["content"] for each in seen[:2]] == [
+    assert [each.prompt[-1]["content"] for each, _ in seen[:2]] == [
         "question 0 /think",
         "question 1 /think",
     ]

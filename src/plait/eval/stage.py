@@ -16,6 +16,7 @@ run.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +30,9 @@ from plait.core.recipe import inputs_of
 from plait.engine.engine import Engine
 from plait.engine.request import Completion, SamplingParams
 from plait.eval.check import check_prompts, check_references
-from plait.eval.panel import Answer as PanelAnswer
 from plait.eval.panel import panel_scores
 from plait.eval.run import (
     Answer,
-    Conversation,
     Mean,
     Question,
     Result,
@@ -156,10 +155,9 @@ def _check(inputs: dict[str, Path], questions: list[Question], panel: list[Quest
     """Refuse what no model could be asked or nothing could grade."""
     check_verifiers([*questions, *panel], VERIFIERS)
     check_references([*questions, *panel], verifiers_of([*questions, *panel]))
-    # As `ask` puts them: with a switch, of which this is the longer one, and without tools.
+    # As `ask` puts them: with a switch, of which this is the longer one.
     switched_off = [
-        each._replace(prompt=switched(each.prompt, thinking=False), tools=None)
-        for each in questions
+        each._replace(prompt=switched(each.prompt, thinking=False)) for each in questions
     ]
     check_prompts(inputs["model"] / "model", [*switched_off, *panel])
     if "uncut" in inputs:
@@ -174,12 +172,7 @@ def _asked(
     """Put the questions to a model in all these ways."""
     verifiers = verifiers_of(questions)
     engine = Engine.from_path(model / "model", max_num_seqs=settings.max_num_seqs)
-
-    def generate(
-        conversations: list[Conversation], params: list[SamplingParams]
-    ) -> list[Completion]:
-        return engine.generate(conversations, params)
-
+    generate = partial(completions, engine)
     answers: list[Answer] = []
     results: list[Result] = []
     with Progress(f"eval {model.name}", len(ways) * len(questions), "questions") as progress:
@@ -200,7 +193,7 @@ def _panel(
     rows: dict[str, dict[str, float]] = {}
     for checkpoint, name in checkpoints.items() if questions else []:
         engine = Engine.from_path(checkpoint / "model", max_num_seqs=settings.max_num_seqs)
-        answer = answers_of(engine)
+        answer = partial(completions, engine)
         rows[name] = panel_scores(questions, answer, verifiers, settings.max_tokens)
     return rows
 
@@ -220,21 +213,20 @@ def verifiers_of(questions: Sequence[Question]) -> dict[str, Verifier]:
     return {each.verifier: load_verifier(VERIFIERS[each.verifier]) for each in questions}
 
 
-def answers_of(engine: Engine) -> PanelAnswer:
-    """Return what puts a panel's questions to an engine."""
-
-    def answer(
-        questions: Sequence[Question], thinking: bool, params: SamplingParams
-    ) -> list[Completion]:
-        prompts = [
-            engine.tokenizer.encode_conversation(
-                question.prompt, tools=question.tools, enable_thinking=thinking
-            )
-            for question in questions
-        ]
-        return engine.generate(prompts, params)
-
-    return answer
+def completions(
+    engine: Engine,
+    questions: Sequence[Question],
+    params: SamplingParams | Sequence[SamplingParams],
+    thinking: bool | None = None,
+) -> list[Completion]:
+    """Put questions, with their tools, to an engine; without `thinking`, prompts switch it."""
+    prompts = [
+        engine.tokenizer.encode_conversation(
+            question.prompt, tools=question.tools, enable_thinking=thinking
+        )
+        for question in questions
+    ]
+    return engine.generate(prompts, params)
 
 
 def read_bits_per_byte(file: Path) -> tuple[dict[str, float], dict[str, float]]:

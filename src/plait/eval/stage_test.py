@@ -9,7 +9,9 @@ import pytest
 from plait.core.errors import ConfigError, DataError
 from plait.data.train_tokenizer import train_tokenizer
 from plait.engine.engine import Engine
-from plait.eval.stage import EvalSettings, read_bits_per_byte, row_names, run
+from plait.engine.request import SamplingParams
+from plait.eval.run import Question
+from plait.eval.stage import EvalSettings, completions, read_bits_per_byte, row_names, run
 from plait.model.hf import save
 from plait.model.init import init_weights
 from plait.model.lm import HybridLM
@@ -150,6 +152,17 @@ def test_a_panel_and_the_checkpoint_before_traces_were_cut(inputs, tmp_path):
     assert {r["setting"] for r in scores["uncut"]} == {name + ".free" for name in NAMES}
     for name in NAMES:
         assert summary[f"uncut.well_formed.{name}"] == summary[f"well_formed.{name}"]
+
+
+@pytest.mark.parametrize("thinking", [None, False])
+def test_questions_are_asked_with_their_tools(inputs, thinking):
+    engine = Engine.from_path(inputs["model"] / "model")
+    tools = [{"type": "function", "function": {"name": "delete", "parameters": {}}}]
+    plain = Question("q", "f", [{"role": "user", "content": "Delete it"}], "toolcall", "")
+    params = SamplingParams(max_tokens=1)
+    found = completions(engine, [plain, plain._replace(tools=tools)], params, thinking)
+    lengths = [len(each.prompt_ids) for each in found]
+    assert lengths[1] > lengths[0] + 20
 
 
 def test_a_panel_may_have_questions_of_one_kind_only(inputs, tmp_path):
