@@ -4,11 +4,11 @@
     python bench/align_tiny.py runs/tiny /tmp/align_tiny 1 2 3    # all, and their table
 
 Takes the pretrained model of a finished tiny recipe and for each seed runs the recipe's stages of
-alignment with that seed (1 is the recipe's own), and two controls at equal tokens: the second stage with its samples joined
-in rows (packed apart is the same loss, see align/sft_test.py), the third without cut traces.
-What is finished is not run again, and an interrupted call goes on where it was. All is run on one
-thread, so seeds may be run beside each other. Ends with a table: for each figure its mean and its
-values by seed.
+alignment with that seed (1 is the recipe's own), and two controls at equal tokens: the second stage
+with its samples joined in rows (packed apart is the same loss, see align/sft_test.py), the third
+without cut traces. What is finished is not run again, and an interrupted call goes on where it was.
+All is run on one thread, so seeds may be run beside each other. Ends with a table: for each figure
+its mean and its values by seed.
 """
 
 import json

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.core.errors import DataError
+from plait.core.text import is_unicode
 
 
 def document_files(folders: Sequence[Path], split: str) -> dict[str, list[Path]]:
@@ -46,14 +47,6 @@ def _read_file(file: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{file}, line {number}: not a JSON document: {error}") from None
             if not isinstance(document, dict) or not isinstance(document.get("text"), str):
                 raise DataError(f"{file}, line {number}: a document needs a text field")
-            if not _is_unicode(f"{document['text']}{document.get('id', '')}"):
+            if not is_unicode(f"{document['text']}{document.get('id', '')}"):
                 raise DataError(f"{file}, line {number}: half of a surrogate pair in text or id")
             yield {"id": f"{file.name}:{number}", **document}
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -169,9 +169,11 @@ class Engine:
         carries. Closing the iterator early cancels the request.
         Raises: RequestError at once, not at the first piece; CapacityError.
         """
-        return self._deltas(
+        deltas = self._deltas(
             self.submit(prompt, params, tools=tools, enable_thinking=enable_thinking)
         )
+        next(deltas)  # a generator that never began would not cancel the request when closed
+        return deltas
 
     def submit(
         self,
@@ -193,6 +195,15 @@ class Engine:
             self._forget_old_weights()
         self._loop.submit(generation)
         return Handle(generation)
+
+    def compile(self, params: SamplingParams) -> None:
+        """Compile the grammar of a request, if it has one; `submit` then finds it ready.
+
+        May be called in another thread than `step`: a large one takes a second.
+        Raises: RequestError as `submit` does.
+        """
+        if params.grammar is not None:
+            self._vocabulary.grammars.matcher(params.grammar)
 
     def reset(self) -> None:
         """Give the pools back and forget stored prefixes; the next request makes new ones.
@@ -253,6 +264,7 @@ class Engine:
 
     def _deltas(self, handle: Handle) -> Iterator[Delta]:
         try:
+            yield handle.read()  # nothing yet; `stream` takes it
             completion = None
             while completion is None:
                 if not handle.finished:

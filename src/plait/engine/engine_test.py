@@ -64,6 +64,8 @@ def test_an_exception_leaves_the_engine_usable():
 def test_a_stream_left_early_leaves_the_engine_usable():
     prompt, whole = script(0, "p", "abc")
     engine = Engine(ScriptedModel(FAKE, whole), FAKE)
+    engine.stream(prompt, GREEDY).close()  # before its first piece
+    assert not engine.has_work
     stream = engine.stream(prompt, GREEDY)
     assert next(stream).content == "a"
     stream.close()

@@ -4,6 +4,8 @@ llguidance tells which tokens may follow; what is here hands it the tokenizer, t
 ours and its bits into a mask. A grammar is compiled once per text; each request copies the result.
 """
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,7 +16,12 @@ from torch import Tensor
 from plait.core.errors import PlaitError, RequestError
 from plait.engine.request import Grammar
 
-_CACHED_GRAMMARS = 64
+# Each may hold a hundred megabytes once it has been used.
+_CACHED_GRAMMARS = 16
+_MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([0-9.eE+-]+)')
+MAX_MULTIPLE = 100_000
+"""Of a schema's different `multipleOf`, multiplied: the automaton that divides has as many states
+at worst, and this many take a second and 50 MB."""
 
 
 class GrammarCompiler:
@@ -47,6 +54,7 @@ class GrammarCompiler:
             ) from None
         if self._tokenizer is None:
             self._tokenizer = self._load_tokenizer()
+        _check_multiples(kind, source)
         try:
             if kind == "json_schema":
                 strict = {"whitespace_flexible": False}
@@ -116,6 +124,17 @@ class _Tokens:
 
     def __call__(self, text: bytes | str) -> list[int]:
         return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+def _check_multiples(kind: str, source: str) -> None:
+    """Raises: RequestError if dividing takes an automaton that takes seconds and gigabytes."""
+    found = sorted({float(number) for number in _MULTIPLE.findall(source)})
+    size = math.prod(max(value, 1 / value) for value in found if value > 0)
+    if size > MAX_MULTIPLE:
+        raise RequestError(
+            f"the {kind} asks for multiples of {' and '.join(map(str, found[:4]))}; their product "
+            f"may be at most {MAX_MULTIPLE:,}, check them in the answer instead"
+        )
 
 
 def _first_line(error: str) -> str:

@@ -78,6 +78,12 @@ def test_a_plain_prompt_is_constrained_at_once(engine):
         ("json_schema", "{", "json_schema cannot be"),
         ("json_schema", '{"type": "unheard"}', "json_schema cannot be"),
         ("json_schema", '{"allOf": [{"type": "string"}, {"type": "number"}]}', "json_schema"),
+        (
+            "json_schema",
+            '{"type": "integer", "multipleOf": 999983}',
+            "multiples of 999983.0; their",
+        ),
+        ("json_schema", '{"allOf": [{"multipleOf": 997}, {"multipleOf": 0.001}]}', "0.001 and 997"),
         ("regex", "(", "regex cannot be"),
         ("lark", "start: nowhere", "lark cannot be"),
     ],

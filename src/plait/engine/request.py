@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from plait.core.config import Settings, shortened
 from plait.core.errors import RequestError
+from plait.core.text import is_unicode
 
 if TYPE_CHECKING:
     from plait.engine.memory_plan import MemoryPlan
@@ -122,8 +123,9 @@ class SamplingParams(Settings):
             (
                 "stop",
                 len(self.stop) <= MAX_STOPS
-                and all(0 < len(text) <= MAX_STOP_CHARACTERS for text in self.stop),
-                f"up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS:,} characters",
+                and all(0 < len(text) <= MAX_STOP_CHARACTERS for text in self.stop)
+                and all(map(is_unicode, self.stop)),
+                f"up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS:,} characters of Unicode",
             ),
             (
                 "max_thinking_tokens",

@@ -13,10 +13,13 @@ from plait.grade.boxed import last_boxed
 from plait.grade.score import Score
 
 # A letter in whatever wraps it: (B), **B**, $B$, \text{B}, "option B".
-_WRAPPED = r"[\s*_$(\[{]*(?:\\(?:text|mathrm|mathbf|textbf)\{)?[\s(]*([A-Z])"
+# Runs are possessive: given back piece by piece, blank lines would take cubic time.
+_WRAPPED = r"[\s*_$(\[{]*+(?:\\(?:text|mathrm|mathbf|textbf)\{[\s(]*+)?([A-Z])"
 _END = r"(?![\w'’])"
+# "A" and "I" before a word begin a sentence, unless the word gives the reason for a choice.
+_SENTENCE = r"(?<=[AI])\s+(?!(?:because|since|as|for|due|is)\b)[a-z]"
 _STATED = re.compile(
-    rf"(?i:\banswer\s*(?:is|:)[\s:*]*(?:option|choice)?){_WRAPPED}{_END}(?!(?<=[AI])\s+[a-z])"
+    rf"(?i:\banswer\s*+(?:is|:)[\s:*]*+(?:option|choice)?){_WRAPPED}{_END}(?!{_SENTENCE})"
 )
 _ALONE = re.compile(rf"^{_WRAPPED}(?:[\s*_$)\]}}.]*$|[*]*[).:])", re.MULTILINE)
 _BOXED = re.compile(rf"(?i:option|choice)?{_WRAPPED}{_END}")

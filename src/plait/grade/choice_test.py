@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,7 @@ from plait.grade.choice import extract_choice, grade_choice
         r"\boxed{\text{B) the second}}",
         r"\boxed{\mathrm{B}}",
         "The answer is A. No, the answer is B.",
+        "The answer is B because 2 + 2 = 4",
     ],
 )
 def test_the_letter_an_answer_commits_to(answer):
@@ -52,6 +55,19 @@ def test_the_letter_an_answer_commits_to(answer):
 )
 def test_a_letter_inside_a_sentence_is_no_choice(answer):
     assert grade_choice("q", "A", answer) == (0.0, "no choice in the answer")
+
+
+@pytest.mark.parametrize("reason", ["because 2 + 2 = 4", "since it is", "as shown", "is right"])
+def test_a_and_i_before_a_reason_are_choices(reason):
+    for letter in "AI":
+        assert extract_choice(f"The correct answer is {letter} {reason}") == letter
+
+
+def test_white_space_takes_linear_time():
+    for text in ("The answer is:" + "\n" * 4000, "\n" * 4000, "answer" + " " * 4000):
+        started = time.perf_counter()
+        assert extract_choice(text) is None
+        assert time.perf_counter() - started < 2  # 4,000 in cubic time: minutes
 
 
 def test_bad_input():

@@ -6,9 +6,11 @@ memory; one that does not answer in time or dies is killed and replaced, and the
 scores 0. Both sides are wrapped in `\\boxed{}`, without which math-verify misreads tuples and
 letters.
 
-What counts as the answer: the last box; else the rest of the line after the last "answer is",
-"Answer:" or "####"; else the last formula in dollars or the last line, if it is no prose; else the
-last expression that math-verify itself finds in the text.
+What counts as the answer: the last box; else, after the last "answer is", "Answer:" or "####", a
+number that words follow, or the first formula in dollars, or the rest of the line, if it is no
+prose; without such a mark the last formula or the last line; else the last expression that
+math-verify itself finds in the text. Dollars enclose a formula where Pandoc says so (no space
+inside, no digit behind), so that prices are none; spaces on both sides are taken too.
 """
 
 import atexit
@@ -31,8 +33,20 @@ START_TIMEOUT_S = 120.0
 NUM_WORKERS = 2
 WORKER = (sys.executable, "-m", "plait.grade.maths_worker")
 
-_MARKER = re.compile(r"(?:\banswer\s+is\b|\banswer\s*:|####)[:*\s]*([^\n]*)", re.IGNORECASE)
-_FORMULA = re.compile(r"\$\$?([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_MARKER = re.compile(r"(?:\banswer\s+is\b|\banswer\s*:|####)[:*\s]*", re.IGNORECASE)
+_BODY = r"((?:\\.|[^$\\\n])+)"
+_FORMULA = re.compile(
+    r"\$\$(.+?)\$\$"
+    rf"|(?<![\\$])\$(?=\S){_BODY}(?<=\S)\$(?!\d)"
+    rf"|(?<![\\$])\$\s{_BODY}\s\$(?!\d)"
+    r"|\\\((.+?)\\\)|\\\[(.+?)\\\]",
+    re.DOTALL,
+)
+# A number and a word: "4 for all n", but not "3 sin x" or "2 x".
+_LEADING_NUMBER = re.compile(
+    r"[*\s]*([-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?)[.,;]?\s+"
+    r"(?!(?:sin|cos|tan|log|exp|sqrt|mod|pi)\b)(?:[A-Za-z]{3,}|[aio][a-z]|so|by|to)\b"
+)
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 
 
@@ -41,10 +55,13 @@ def extract_answer(answer: str) -> str | None:
     boxed = last_boxed(answer)
     if boxed is not None:
         return boxed
-    if marked := _MARKER.findall(answer):
-        answer = marked[-1]
+    marks = list(_MARKER.finditer(answer))
+    if marks:
+        answer = answer[marks[-1].end() :].partition("\n")[0]
+        if number := _LEADING_NUMBER.match(answer):
+            return number[1]
     if formulas := _FORMULA.findall(answer):
-        return "".join(formulas[-1]).strip()
+        return "".join(formulas[0 if marks else -1]).strip()
     lines = answer.strip().splitlines() or [""]
     last = lines[-1].strip().rstrip(".").strip("* ")
     return last if last and not _PROSE.search(last) else None

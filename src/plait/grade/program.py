@@ -14,20 +14,23 @@ that is worth cheating for deserves input-output cases, where nothing secret is 
 import json
 import re
 import secrets
+import textwrap
 from typing import Any
 
 from plait.core.errors import DataError
 from plait.grade.sandbox import Limits, Outcome, run_python
 from plait.grade.score import Score
 
+_PYTHON = ("python", "python3", "py", "py3")
 _BLOCK = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
 
 
 def extract_program(answer: str) -> str:
     """Return the source an answer commits to; it may be empty."""
     blocks = _BLOCK.findall(answer)
-    python = [source for language, source in blocks if language.lower() in ("python", "py")]
-    return (python or [source for _, source in blocks] or [answer])[-1].strip("\n")
+    python = [source for language, source in blocks if language.lower() in _PYTHON]
+    chosen = (python or [source for _, source in blocks] or [answer])[-1]
+    return textwrap.dedent(chosen).strip("\n")  # a block within a list is indented
 
 
 def grade_program(

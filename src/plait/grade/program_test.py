@@ -25,6 +25,8 @@ def _sandbox():
         ("x = 1", "x = 1"),
         ("Try:\n```python\nx = 1\n```\nor\n```py\nx = 2\n```\n```\n$ python x\n```", "x = 2"),
         ("```\nx = 1\n```", "x = 1"),
+        ("1. So:\n   ```python\n   if 1:\n       x = 1\n   ```", "if 1:\n    x = 1"),
+        ("```Python3\nx = 1\n```\nprints\n```\n1\n```", "x = 1"),
         ("", ""),
     ],
 )

@@ -7,8 +7,8 @@ with `sandbox_jail`; root becomes a user without rights or name. *Limits*: proce
 space, file sizes, processes, open files, a scrubbed environment. *The parent*: a limit on wall time
 and output, and a kill that takes every process of the run, even if the parent itself is killed.
 
-What this does not do: limits on memory hold per process, the kernel is shared, and there is no
-filter of system calls. Where namespaces are not permitted nothing runs unless told to, for guards
+What this does not do: limits on memory hold per process, the kernel is shared, and system calls are
+not filtered, but for a few that hold memory which no limit counts. Where namespaces are not permitted nothing runs unless told to, for guards
 inside Python stop accidents, not code.
 """
 

@@ -118,6 +118,21 @@ def test_ten_gigabytes_are_refused():
     assert "MemoryError" in outcome.stderr
 
 
+def test_memory_that_no_limit_counts_is_refused():
+    source = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for make in (lambda: libc.shmget(0, 1 << 20, 0o1600), lambda: libc.msgget(0, 0o1600)):
+    print(make(), os.strerror(ctypes.get_errno()))
+try:
+    os.memfd_create("x")
+except OSError as error:
+    print(error.strerror)
+"""
+    refused = "Operation not permitted\n"
+    assert run_python(source, "", QUICK).stdout == f"-1 {refused}-1 {refused}{refused}"
+
+
 def test_a_large_file_is_refused():
     outcome = run_python("open('x', 'wb').write(bytes(64 << 20))", "", QUICK)
     assert outcome.return_code != 0

@@ -87,10 +87,13 @@ def grade_toolcall(question: str, reference: str, answer: str) -> Score:
     calls = parse_calls(answer)
     if calls is None:
         return Score(0.0, "tool calls that cannot be read")
-    if exact is not None:
-        reason = differ_exactly(calls, exact)
-    else:
-        reason = differ_from_possible(calls, possible, functions)
+    try:
+        if exact is not None:
+            reason = differ_exactly(calls, exact)
+        else:
+            reason = differ_from_possible(calls, possible, functions)
+    except RecursionError:  # JSON is read deeper than it is compared
+        reason = "arguments nested too deeply"
     return Score(0.0, reason) if reason else Score(1.0, "correct")
 
 

@@ -127,6 +127,13 @@ def test_calls_that_cannot_be_read_score_zero(text):
     assert grade_toolcall("q", reference(calls=[]), text) == (0.0, "tool calls that cannot be read")
 
 
+def test_arguments_nested_too_deeply_score_zero():
+    deep = '[{"name": "f", "arguments": {"x": ' + "[" * 900 + "]" * 900 + "}}]"
+    expected = reference(calls=[{"name": "f", "arguments": {"x": 1}}])
+    for wanted in (expected, reference(calls=[])):
+        assert grade_toolcall("q", wanted, deep).value == 0
+
+
 def test_arguments_may_be_text():
     assert parse_calls('[{"name": "f", "arguments": "{\\"x\\": 1}"}]') == [ToolCall("f", {"x": 1})]
 

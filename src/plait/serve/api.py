@@ -119,6 +119,8 @@ def _generation_routes(worker: Worker, model_name: str) -> APIRouter:
         *,
         streams: bool,
     ) -> Response:
+        # All of a request have one form.
+        await asyncio.to_thread(worker.engine.compile, asks[0].params[0])
         if streams:
             answers = await worker.submit(asks, streams=True)
             return EventStream(answer.chunks(answers), answers)

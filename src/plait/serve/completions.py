@@ -87,9 +87,9 @@ class CompletionAnswer:
         stops = (stop,) if isinstance(stop, str) else stop or ()
         offsets = [TextOffsets(self._names) for _ in answers.tickets]
         texts = [RawText(self._tokenizer.token_bytes, stops) for _ in answers.tickets]
-        if self._request.echo:
+        if self._request.echo or self._request.return_token_ids:
             for ticket in answers.tickets:
-                yield self._chunk(ticket.index, self._prompt_text(ticket.handle.prompt_ids))
+                yield self._prompt_chunk(ticket.index, ticket.handle.prompt_ids)
         async for index, update in answers.updates():
             latest[index] = update
             chunk = self._piece(index, texts[index], offsets[index], update.delta)
@@ -155,7 +155,15 @@ class CompletionAnswer:
         reason = None
         if delta.completion is not None:
             reason = "length" if self._drops_output else delta.completion.finish_reason
-        return self._chunk(index, piece, logprobs=logprobs, finish_reason=reason)
+        ids: dict[str, Any] = {}
+        if self._request.return_token_ids:
+            ids["token_ids"] = [] if self._drops_output else list(delta.token_ids)
+        return self._chunk(index, piece, logprobs=logprobs, finish_reason=reason, **ids)
+
+    def _prompt_chunk(self, index: int, prompt_ids: Sequence[int]) -> dict[str, Any]:
+        text = self._prompt_text(prompt_ids) if self._request.echo else ""
+        ids = {"prompt_token_ids": prompt_ids} if self._request.return_token_ids else {}
+        return self._chunk(index, text, **ids)
 
     def _prompt_text(self, prompt_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(prompt_ids)

@@ -70,6 +70,20 @@ def test_offsets_of_tokens_point_into_the_text_streamed_or_not(client):
     assert echo.logprobs.text_offset[:2] == [0, 1]
 
 
+def test_streamed_token_ids_join_to_those_of_the_whole(client):
+    fields = {"model": MODEL, "prompt": ["hé", "x"], "max_tokens": 9, "seed": 3}
+    fields["extra_body"] = {"return_token_ids": True}
+    whole = client.completions.create(**fields).choices
+    found = [{"prompt_token_ids": [], "token_ids": []} for _ in whole]
+    for chunk in client.completions.create(**fields, stream=True):
+        [choice] = chunk.choices
+        for name, ids in found[choice.index].items():
+            ids += getattr(choice, name, None) or []
+    assert found == [
+        {"prompt_token_ids": each.prompt_token_ids, "token_ids": each.token_ids} for each in whole
+    ]
+
+
 @pytest.mark.parametrize("prompt", ["hello", "<SPECIAL_11>Assistant\n<think>\n"])
 def test_plain_streams_join_to_the_whole_text(client, prompt):
     fields = {"model": MODEL, "prompt": prompt, "max_tokens": 30, "seed": 4, "stop": ["qz", "e"]}

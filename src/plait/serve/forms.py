@@ -123,7 +123,7 @@ def _schema_text(schema: dict[str, Any] | str) -> str:
         return json.dumps(schema)
     try:
         return json.dumps(json.loads(schema))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"structured_outputs.json is not valid JSON: {error}") from None
 
 

@@ -77,6 +77,12 @@ MISTAKES = {
     ),
     "json_schema is missing": (CHAT, {"response_format": {"type": "json_schema"}}, "json_schema"),
     "bad regex": (CHAT, {"structured_outputs": {"regex": "["}}, "regex"),
+    "deep schema": (
+        CHAT,
+        {"structured_outputs": {"json": '{"a":' * 2000 + "1" + "}" * 2000}},
+        "structured_outputs.json is not valid JSON: maximum recursion depth",
+    ),
+    "half a surrogate pair to stop at": (CHAT, {"stop": "\ud800"}, "characters of Unicode"),
     "two forms": (CHAT, {"structured_outputs": {"regex": "a", "choice": ["b"]}}, "several forms"),
     "top_logprobs alone": (CHAT, {"top_logprobs": 2}, "logprobs"),
     "too many top_logprobs": (CHAT, {"logprobs": True, "top_logprobs": 200}, "top_logprobs"),

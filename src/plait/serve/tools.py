@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from plait.core.text import is_unicode
+
 OPENING, CLOSING = "<TOOLCALL>", "</TOOLCALL>"
 
 _Place = Literal["text", "list", "object", "closing"]
@@ -182,11 +184,8 @@ def _read_call(text: str) -> tuple[str, str] | None:
     except (ValueError, AttributeError, RecursionError):  # UnicodeEncodeError is a ValueError
         return None
     written = json.dumps(arguments, ensure_ascii=False)
-    try:
-        written.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can carry
-        written = json.dumps(arguments)
-    return name, written
+    # Half a surrogate pair is something that only an escape can carry.
+    return name, written if is_unicode(written) else json.dumps(arguments)
 
 
 def _loads(text: str) -> Any:
