@@ -8,8 +8,8 @@ space, file sizes, processes, open files, a scrubbed environment. *The parent*: 
 and output, and a kill that takes every process of the run, even if the parent itself is killed.
 
 What this does not do: limits on memory hold per process, the kernel is shared, and system calls are
-not filtered, but for a few that hold memory which no limit counts. Where namespaces are not permitted nothing runs unless told to, for guards
-inside Python stop accidents, not code.
+not filtered, but for a few that hold memory which no limit counts. Where namespaces are not
+permitted nothing runs unless told to, for guards inside Python stop accidents, not code.
 """
 
 import json
