@@ -111,12 +111,10 @@ def nemotron_post_training(row: Row) -> dict[str, Any]:
         else dict(message)
         for message in row["messages"]
     ]
-    metadata = row.get("metadata")
-    facts = json.loads(metadata) if isinstance(metadata, str) and metadata else metadata
-    tools = facts.get("tools") if isinstance(facts, Mapping) else None
-    if tools is None and any(message.get("tool_calls") for message in messages):
+    tools = _declared(row.get("metadata"))
+    if not tools and any(message.get("tool_calls") for message in messages):
         raise ValueError("tools are called, but metadata declares none")
-    return {"messages": messages, "tools": tools and [_tool(tool) for tool in tools]}
+    return {"messages": messages, "tools": [_tool(tool) for tool in tools] or None}
 
 
 FORMS: dict[str, Callable[[Row], dict[str, Any] | None]] = {
@@ -162,6 +160,15 @@ def _call(name: str, arguments: Any) -> dict[str, Any]:
 def _tool(tool: Any) -> Any:
     tool = json.loads(tool) if isinstance(tool, str) else tool
     return tool if "function" in tool else {"type": "function", "function": tool}
+
+
+def _declared(metadata: Any) -> list[Any]:
+    """Return the tools under a row's metadata, which may be JSON or a text of any kind."""
+    try:
+        facts = json.loads(metadata) if isinstance(metadata, str) else metadata
+    except ValueError:
+        return []
+    return (facts.get("tools") or []) if isinstance(facts, Mapping) else []
 
 
 def _solved(problem: str, solution: str) -> dict[str, Any]:

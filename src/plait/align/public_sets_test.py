@@ -163,6 +163,8 @@ def test_calls_of_post_training_data_keep_their_tools():
     row["messages"][-1]["tool_calls"] = [call]
     with pytest.raises(DataError, match="tools are called, but metadata declares none"):
         converted("nemotron_post_training", row)
+    plain = post_training("Four.", "off") | {"metadata": "of no form"}
+    assert converted("nemotron_post_training", plain)["tools"] is None
     record = converted(
         "nemotron_post_training", row | {"metadata": json.dumps({"tools": [{"name": "rate"}]})}
     )
