@@ -18,7 +18,7 @@ from plait.engine.request import Grammar
 
 # Each may hold a hundred megabytes once it has been used.
 _CACHED_GRAMMARS = 16
-_MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([0-9.eE+-]+)')
+_MULTIPLE = re.compile(r'"multipleOf"\s*:\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
 MAX_MULTIPLE = 100_000
 """Of a schema's different `multipleOf`, multiplied: the automaton that divides has as many states
 at worst, and this many take a second and 50 MB."""

@@ -84,6 +84,8 @@ def test_a_plain_prompt_is_constrained_at_once(engine):
             "multiples of 999983.0; their",
         ),
         ("json_schema", '{"allOf": [{"multipleOf": 997}, {"multipleOf": 0.001}]}', "0.001 and 997"),
+        ("json_schema", '{"type": "number", "multipleOf": 1e-320}', "multiples of 1e-320"),
+        ("json_schema", '{"type": "number", "multipleOf": -}', "json_schema cannot be"),
         ("regex", "(", "regex cannot be"),
         ("lark", "start: nowhere", "lark cannot be"),
     ],
