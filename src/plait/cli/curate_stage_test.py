@@ -84,7 +84,10 @@ def test_a_recipe_labels_learns_scores_and_decontaminates(recipe, tmp_path):
         assert not answered & set(calls)
         assert len(set(calls)) == len(calls)
     runs = tmp_path / "runs" / "mine"
-    assert read_manifest(runs / "02_student")["metrics"]["educational.num_labels"] == 24
+    # Ids have paths in them, so how many of the 25 pages are kept for validation depends on tmp_path.
+    learnt = (runs / "01_sample/documents/train/pool.jsonl").read_text().splitlines()
+    assert read_manifest(runs / "02_student")["metrics"]["educational.num_labels"] == len(learnt)
+    assert 20 < len(learnt) < 25
     metrics = read_manifest(runs / "03_curate")["metrics"]
     assert metrics["kept.low"] + metrics["kept.high"] == metrics["kept.pool"] == 24
     [row] = json.loads((runs / "03_curate/contamination.json").read_text())["removed"]
