@@ -84,7 +84,7 @@ def test_a_recipe_labels_learns_scores_and_decontaminates(recipe, tmp_path):
         assert not answered & set(calls)
         assert len(set(calls)) == len(calls)
     runs = tmp_path / "runs" / "mine"
-    # Ids have paths in them, so how many of the 25 pages are kept for validation depends on tmp_path.
+    # Ids have paths in them, so tmp_path decides how many of 25 pages are kept for validation.
     learnt = (runs / "01_sample/documents/train/pool.jsonl").read_text().splitlines()
     assert read_manifest(runs / "02_student")["metrics"]["educational.num_labels"] == len(learnt)
     assert 20 < len(learnt) < 25
