@@ -1,4 +1,5 @@
 import json
+from decimal import Decimal
 from hashlib import sha256
 
 import pytest
@@ -201,6 +202,12 @@ def test_prompts_that_cannot_be_asked_are_counted(engine, record, message):
     assert len(refusals.reasons) == 1
     with pytest.raises(DataError, match=f"q9: .*{message}"):
         build_prompts([{"id": "q9", **record}], engine.tokenizer, 100, Refusals(strict=True))
+
+
+def test_references_of_parquet_may_be_decimals(engine):
+    row = {"prompt": "Q", "verifier": "number", "reference": [Decimal("1.5")]}
+    [prompt] = build_prompts([row], engine.tokenizer, 100, Refusals(strict=True))
+    assert prompt.reference == '["1.5"]'
 
 
 def settings(tmp_path, *, num_steps=4, **changes):

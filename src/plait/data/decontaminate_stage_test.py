@@ -68,3 +68,11 @@ def test_rows_that_cannot_be_read_are_named(tmp_path):
         mine = write_rows(tmp_path / "mine.jsonl", rows)
         with pytest.raises(DataError, match=message):
             run(settings(tmp_path, files=[mine]), {}, tmp_path / "out")
+    deep = tmp_path / "deep.jsonl"
+    deep.write_text("[" * 100_000 + "\n")
+    with pytest.raises(DataError, match=r"deep\.jsonl, line 1: not an object with a text"):
+        run(settings(tmp_path, files=[str(deep)]), {}, tmp_path / "out")
+    chosen = settings(tmp_path, files=[write_rows(tmp_path / "mine.jsonl", [{"text": PROSE}])])
+    (tmp_path / "set.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(DataError, match=r"set\.jsonl, line 1: not JSON .*a benchmark is JSONL"):
+        run(chosen, {}, tmp_path / "out")
