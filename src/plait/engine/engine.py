@@ -21,7 +21,7 @@ from plait.engine.generation import Generation
 from plait.engine.handle import Handle
 from plait.engine.loop import Loop
 from plait.engine.memory_plan import plan_for_model
-from plait.engine.request import Completion, Delta, EngineStats, SamplingParams
+from plait.engine.request import Completion, Delta, EngineStats, Grammar, SamplingParams
 from plait.engine.vocabulary import Vocabulary
 from plait.model.lm import HybridLM
 
@@ -196,14 +196,13 @@ class Engine:
         self._loop.submit(generation)
         return Handle(generation)
 
-    def compile(self, params: SamplingParams) -> None:
-        """Compile the grammar of a request, if it has one; `submit` then finds it ready.
+    def compile(self, grammar: Grammar) -> None:
+        """Compile a grammar; a request that asks for it then finds it ready.
 
         May be called in another thread than `step`: a large one takes a second.
         Raises: RequestError as `submit` does.
         """
-        if params.grammar is not None:
-            self._vocabulary.grammars.matcher(params.grammar)
+        self._vocabulary.grammars.matcher(grammar)
 
     def reset(self) -> None:
         """Give the pools back and forget stored prefixes; the next request makes new ones.

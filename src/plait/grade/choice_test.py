@@ -63,7 +63,7 @@ def test_a_and_i_before_a_reason_are_choices(reason):
         assert extract_choice(f"The correct answer is {letter} {reason}") == letter
 
 
-def test_white_space_takes_linear_time():
+def test_blank_lines_do_not_stall_the_grader():
     for text in ("The answer is:" + "\n" * 4000, "\n" * 4000, "answer" + " " * 4000):
         started = time.perf_counter()
         assert extract_choice(text) is None

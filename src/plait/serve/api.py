@@ -119,8 +119,9 @@ def _generation_routes(worker: Worker, model_name: str) -> APIRouter:
         *,
         streams: bool,
     ) -> Response:
-        # All of a request have one form.
-        await asyncio.to_thread(worker.engine.compile, asks[0].params[0])
+        # All of a request have one form; in a thread for the same reason as prompts.
+        if grammar := asks[0].params[0].grammar:
+            await asyncio.to_thread(worker.engine.compile, grammar)
         if streams:
             answers = await worker.submit(asks, streams=True)
             return EventStream(answer.chunks(answers), answers)

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from plait.engine.engine import Engine
+from plait.engine.grammar import GrammarCompiler
 from plait.engine.request import SamplingParams
 from plait.model.hf import save
 from plait.serve.conftest import CHAT, HELLO, PLAIN, command, error_of, post, serving, tiny_engine
@@ -74,6 +75,23 @@ def test_a_client_that_goes_as_its_request_is_taken_frees_its_slot(monkeypatch):
 
     asyncio.run(asyncio.wait_for(submit_and_go(), 10))
     assert engine.stats().generated_tokens < 1800
+
+
+def test_grammars_are_compiled_beside_the_steps(monkeypatch):
+    threads = []
+    compile_new = GrammarCompiler._compile_new
+
+    def noted(self, kind, source):
+        threads.append(threading.current_thread().name)
+        return compile_new(self, kind, source)
+
+    monkeypatch.setattr(GrammarCompiler, "_compile_new", noted)
+    with serving(tiny_engine()) as running:
+        form = {"structured_outputs": {"regex": "ab"}, "max_tokens": 9}
+        answer = post(running.url, {"prompt": ["x", "y"], **form}, PLAIN).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["ab", "ab"]
+    assert len(threads) == 1
+    assert threads[0] != "plait-engine"
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back():

@@ -79,7 +79,7 @@ MISTAKES = {
     "bad regex": (CHAT, {"structured_outputs": {"regex": "["}}, "regex"),
     "deep schema": (
         CHAT,
-        {"structured_outputs": {"json": '{"a":' * 2000 + "1" + "}" * 2000}},
+        {"structured_outputs": {"json": '{"a":' * 30_000 + "1" + "}" * 30_000}},
         "structured_outputs.json is not valid JSON: maximum recursion depth",
     ),
     "half a surrogate pair to stop at": (CHAT, {"stop": "\ud800"}, "characters of Unicode"),
